@@ -1,0 +1,2 @@
+//! The wayside binary.
+fn main() {}

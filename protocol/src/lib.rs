@@ -1,0 +1,2 @@
+//! Wayside wire protocol.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! The wayside-sim binary.
+fn main() {}
