@@ -164,6 +164,14 @@ impl FakePipeline {
         within("the source to end", task).await.expect("the source does not panic");
     }
 
+    /// Ends the source as a crash does.
+    pub(crate) async fn abort(&mut self) {
+        let task = self.task.take().expect("ends once");
+        task.abort();
+        let outcome = within("the source to end", task).await;
+        assert!(outcome.is_err_and(|error| error.is_cancelled()));
+    }
+
     /// Waits until the source's metrics have the line `line`.
     pub(crate) async fn metric(&self, line: &str) {
         let mut text = String::new();

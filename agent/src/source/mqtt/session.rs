@@ -29,6 +29,20 @@ pub(super) struct Answer {
     digest: u64,
 }
 
+impl Answer {
+    fn write(self, known: &mut BTreeMap<u16, u64>, unreleased: &mut usize, writer: &mut Writer) {
+        match self.qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => writer.puback(self.packet_id),
+            Qos::ExactlyOnce => {
+                writer.pubrec(self.packet_id);
+                known.insert(self.packet_id, self.digest);
+                *unreleased += 1;
+            }
+        }
+    }
+}
+
 /// Whether a message must be handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
@@ -123,17 +137,19 @@ impl Deliveries {
 
     /// Answers what is covered by acknowledgements that have already come.
     pub(super) fn answer(&mut self, writer: &mut Writer) {
-        let Some(acknowledgement) = self.last_acknowledgement else { return };
-        for answer in self.waiting.release(acknowledgement) {
-            match answer.qos {
-                Qos::AtMostOnce => {}
-                Qos::AtLeastOnce => writer.puback(answer.packet_id),
-                Qos::ExactlyOnce => {
-                    writer.pubrec(answer.packet_id);
-                    self.known.insert(answer.packet_id, answer.digest);
-                    self.unreleased += 1;
+        match self.last_acknowledgement {
+            Some(acknowledgement) => {
+                for answer in self.waiting.release(acknowledgement) {
+                    answer.write(&mut self.known, &mut self.unreleased, writer);
                 }
             }
+            // Nothing was ever submitted: what waits is about messages that were dropped.
+            None if self.last_ticket == Ticket::default() => {
+                for answer in self.waiting.abandon() {
+                    answer.write(&mut self.known, &mut self.unreleased, writer);
+                }
+            }
+            None => {}
         }
     }
 
