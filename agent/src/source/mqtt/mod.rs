@@ -35,7 +35,6 @@ mod wire;
 
 use std::{pin::Pin, time::Duration};
 
-use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
@@ -47,6 +46,7 @@ use self::{
 use super::{IntakeClosed, Reservation, SourceContext, backoff::Backoff};
 use crate::{
     config::{self, MqttSource},
+    decode::mqtt::Router,
     env::Monotonic,
     record::{Received, Record},
 };
@@ -70,14 +70,18 @@ const READ_PAUSE: Duration = Duration::from_millis(2);
 /// Upper bound of a wait that has no deadline.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// Makes a record of a message: topic, payload, whether it was retained, when it came.
-pub trait Decode {
-    /// What does not decode becomes a dead letter: there is a record for every message.
-    fn decode(&mut self, topic: &str, payload: Bytes, retained: bool, received: Received) -> Record;
-}
-
-/// Runs the source until `context.shutdown`, or until the pipeline ends.
-pub async fn run(config: MqttSource, decode: impl Decode, context: SourceContext) {
+/// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
+/// dead letters.
+pub async fn run(config: MqttSource, record_bytes_max: usize, context: SourceContext) {
+    let router = match Router::new(&config.name, &config.routes, record_bytes_max) {
+        Ok(router) => router,
+        Err(error) => {
+            // The configuration is checked by the same rules before any source starts.
+            error!(source = config.name, %error, "the source cannot run");
+            context.health.down(&error.to_string());
+            return;
+        }
+    };
     let source = Source {
         deliveries: Deliveries::new(config.receive_maximum),
         subscriptions: Subscriptions::new(config.routes.iter().map(|route| route.topic_filter.as_str())),
@@ -87,7 +91,7 @@ pub async fn run(config: MqttSource, decode: impl Decode, context: SourceContext
         session_at: None,
         group: Group::default(),
         config,
-        decode,
+        router,
         context,
     };
     // The future holds a connection's state; boxed, it does not grow those that join the sources.
@@ -124,9 +128,9 @@ struct Group {
 /// Room for the group that waits, if one does.
 type Room = Option<Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>>;
 
-struct Source<D> {
+struct Source {
     config: MqttSource,
-    decode: D,
+    router: Router,
     context: SourceContext,
     deliveries: Deliveries,
     subscriptions: Subscriptions,
@@ -139,7 +143,7 @@ struct Source<D> {
     group: Group,
 }
 
-impl<D: Decode> Source<D> {
+impl Source {
     async fn run(mut self) {
         let mut broker = 0;
         let mut shutdown = self.context.shutdown.clone();
@@ -408,7 +412,7 @@ impl<D: Decode> Source<D> {
             Arrival::New(answer) => {
                 self.group.answers.extend(answer);
                 let topic = std::str::from_utf8(&publish.topic).expect("the reader checks topics");
-                let record = self.decode.decode(topic, publish.payload, publish.retain, received);
+                let record = self.router.decode(topic, publish.payload, publish.retain, received);
                 self.context.counters.record(&record);
                 self.group.records.push(record);
             }

@@ -5,43 +5,22 @@ mod real;
 
 use std::{sync::LazyLock, time::Duration};
 
-use bytes::Bytes;
-
 use super::*;
 use crate::{
     config::{Backoff, Broker, MqttVersion, Qos, Route, RouteDecode, Value},
-    record::{ContentType, DeviceId, RecordHeader, StreamName, header},
+    record::{StreamName, header},
     source::testing::FakePipeline,
 };
 
 const INTAKE_BYTES: usize = 1 << 20;
+const RECORD_BYTES_MAX: usize = 64 * 1024;
 
 static STREAM: LazyLock<StreamName> = LazyLock::new(|| StreamName::new("readings").expect("a name"));
 
-/// The topic is the device, the payload the value.
-struct Raw;
-
-impl Decode for Raw {
-    fn decode(&mut self, topic: &str, payload: Bytes, retained: bool, received: Received) -> Record {
-        let retained = retained
-            .then(|| RecordHeader { name: header::RETAINED.into(), value: Bytes::from_static(b"true") });
-        Record {
-            stream: STREAM.clone(),
-            device: DeviceId::new(topic).expect("a device"),
-            value: payload,
-            content_type: ContentType::OctetStream,
-            event_time: None,
-            received,
-            device_seq: None,
-            headers: retained.into_iter().collect(),
-        }
-    }
-}
-
 fn config(version: MqttVersion, qos: Qos, ports: &[u16]) -> MqttSource {
-    let route = |filter: &str| Route {
+    let route = |filter: &str, device_topic: &str| Route {
         topic_filter: filter.into(),
-        decode: RouteDecode::Raw { stream: STREAM.clone(), device_topic: filter.into() },
+        decode: RouteDecode::Raw { stream: STREAM.clone(), device_topic: device_topic.into() },
         value: Value::Raw,
     };
     MqttSource {
@@ -55,10 +34,13 @@ fn config(version: MqttVersion, qos: Qos, ports: &[u16]) -> MqttSource {
         receive_maximum: 100,
         max_packet_bytes: 4096,
         reconnect: Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) },
-        routes: vec![route("room/+/state"), route("vehicle/#")],
+        routes: vec![
+            route("room/+/state", "room/{device}/state"),
+            route("vehicle/+", "vehicle/{device}"),
+        ],
     }
 }
 
 fn start(config: MqttSource) -> FakePipeline {
-    FakePipeline::start(INTAKE_BYTES, |context| run(config, Raw, context))
+    FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
 }
