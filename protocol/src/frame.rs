@@ -33,7 +33,10 @@ pub const FRAME_LEN_MAX: usize = 1024;
 /// Longest extension.
 pub const EXTENSION_LEN_MAX: usize = 255;
 
-const _: () = assert!(cobs::max_encoded_len(FRAME_LEN_DEFAULT) == FRAME_LEN_DEFAULT + 2, "the bound counts a full run's next code");
+const _: () = assert!(
+    cobs::max_encoded_len(FRAME_LEN_DEFAULT) == FRAME_LEN_DEFAULT + 2,
+    "the bound counts a full run's next code"
+);
 const _: () = assert!(FRAME_LEN_DEFAULT <= FRAME_LEN_MAX);
 const _: () = assert!(HEADER_LEN + CRC_LEN < FRAME_LEN_DEFAULT);
 
@@ -170,7 +173,8 @@ impl Header {
     /// # Errors
     /// [`DecodeError::Version`], [`DecodeError::Kind`] or [`DecodeError::MustUnderstand`]: drop the frame.
     pub fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Result<(Self, u8), DecodeError> {
-        let [first, flags, d0, d1, b0, b1, b2, b3, s0, s1, s2, s3, schema0, schema1, rev, extension_len] = *bytes;
+        let [first, flags, d0, d1, b0, b1, b2, b3, s0, s1, s2, s3, schema0, schema1, rev, extension_len] =
+            *bytes;
         if first >> 4 != VERSION {
             return Err(DecodeError::Version(first >> 4));
         }
@@ -215,7 +219,8 @@ impl<'a> Frame<'a> {
             return Err(DecodeError::Crc);
         }
         let (header, extension_len) = Header::from_bytes(header)?;
-        let (extension, body) = rest.split_at_checked(usize::from(extension_len)).ok_or(DecodeError::Truncated)?;
+        let (extension, body) =
+            rest.split_at_checked(usize::from(extension_len)).ok_or(DecodeError::Truncated)?;
         Ok(Self { header, extension, body })
     }
 
@@ -305,7 +310,11 @@ mod tests {
         assert_eq!(Frame::parse(&bytes), Err(DecodeError::Crc));
         let crc = crc32c(&bytes[..20]).to_le_bytes();
         bytes[20..].copy_from_slice(&crc);
-        assert_eq!(Frame::parse(&bytes), Err(DecodeError::Truncated), "the extension is longer than the frame");
+        assert_eq!(
+            Frame::parse(&bytes),
+            Err(DecodeError::Truncated),
+            "the extension is longer than the frame"
+        );
         assert_eq!(Frame::parse(&bytes[..19]), Err(DecodeError::Truncated));
         assert_eq!(Frame::parse(&[]), Err(DecodeError::Truncated));
     }

@@ -7,3 +7,4 @@ pub mod decoder;
 pub mod error;
 pub mod frame;
 pub mod partition;
+pub mod payload;
