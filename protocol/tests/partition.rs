@@ -1,5 +1,7 @@
 //! The partitioner against Kafka's own Java client.
 
+#![allow(clippy::unwrap_used)]
+
 use std::num::NonZeroU32;
 use wayside_protocol::partition::{murmur2, partition};
 

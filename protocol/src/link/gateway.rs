@@ -232,11 +232,13 @@ impl<const FRAME: usize, const SESSIONS: usize, const WINDOW: usize> Gateway<FRA
         }
     }
 
-    /// Lets a device that greeted begin; `next_seq` is the number after the last one of `(uid, boot)` that the host has, durable
-    /// or on its way. `None` says that the host knows nothing of this boot, and begins with the oldest that the device keeps.
+    /// Lets a device that greeted begin. `next_seq` is the number after the last one of `(uid, boot)` that the host has made
+    /// durable: the device forgets everything before it. While anything of that boot is still on its way to the disk (this
+    /// gateway is younger than the host), the host waits with the answer; the device greets again.
     ///
-    /// A host that knows the device, but not this boot, passes `Some(0)`: then what the device dropped before it greeted is reported
-    /// as [`Event::Lost`].
+    /// `None` says that the host has nothing of this boot, and begins with the oldest reading that the device keeps. A host that
+    /// knows the device, but not this boot, passes `Some(0)`: then what the device dropped before it greeted is reported as
+    /// [`Event::Lost`].
     ///
     /// Without a session that waits for it, it does nothing.
     pub fn accept(&mut self, uid: u64, boot: u32, next_seq: Option<u32>) {
@@ -334,7 +336,7 @@ impl<const FRAME: usize, const SESSIONS: usize, const WINDOW: usize> Table<FRAME
         let header = &frame.header;
         let known =
             self.sessions.iter_mut().find(|known| known.device == header.device && known.boot == header.boot);
-        let Some(session) = known.filter(|session| !session.must_greet()) else {
+        let Some(session) = known else {
             count(&mut self.counters.strangers);
             self.ask = Some((header.device, header.boot));
             return;
@@ -374,11 +376,7 @@ impl<const FRAME: usize, const SESSIONS: usize, const WINDOW: usize> Table<FRAME
             count(&mut self.counters.refused);
             return;
         }
-        // Any other boot of the device is over: what stands before the frames held of it can never come.
-        for other in self.sessions.iter_mut().filter(|other| other.uid == hello.uid && other.boot != boot) {
-            other.end(&mut self.counters, on_event);
-        }
-        if self.session(hello.uid, boot).is_none() && !self.open_session(now_us, boot, hello) {
+        if self.session(hello.uid, boot).is_none() && !self.open_session(now_us, boot, hello, on_event) {
             count(&mut self.counters.refused);
             return;
         }
@@ -397,7 +395,16 @@ impl<const FRAME: usize, const SESSIONS: usize, const WINDOW: usize> Table<FRAME
     }
 
     /// Makes a session; `false` if there is no room for it.
-    fn open_session(&mut self, now_us: u64, boot: u32, hello: &Hello) -> bool {
+    fn open_session(
+        &mut self,
+        now_us: u64,
+        boot: u32,
+        hello: &Hello,
+        on_event: &mut impl FnMut(Event<'_>),
+    ) -> bool {
+        for earlier in self.sessions.iter_mut().filter(|earlier| earlier.uid == hello.uid) {
+            earlier.flush(now_us, &mut self.counters, on_event);
+        }
         if self.sessions.is_full() {
             // The one that was silent for longest, unless something of it is still on its way to the disk: its device, if it is
             // there at all, will be asked to greet again.

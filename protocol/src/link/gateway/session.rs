@@ -41,8 +41,6 @@ enum State {
         oldest: u32,
     },
     Live,
-    /// The device has restarted: only what is on its way to the disk is left to do.
-    Ended,
 }
 
 #[derive(Debug)]
@@ -94,11 +92,6 @@ impl<const FRAME: usize, const WINDOW: usize> Session<FRAME, WINDOW> {
         }
     }
 
-    /// The device is not, or no longer, in a conversation.
-    pub(super) fn must_greet(&self) -> bool {
-        self.state == State::Ended
-    }
-
     pub(super) fn is_live(&self) -> bool {
         self.state == State::Live
     }
@@ -115,11 +108,7 @@ impl<const FRAME: usize, const WINDOW: usize> Session<FRAME, WINDOW> {
         self.clock = None;
         match &mut self.state {
             State::Pending { oldest } => *oldest = hello.oldest_unacked,
-            // An ended session greets when a HELLO of an earlier boot came late: it was no restart.
-            State::Live | State::Ended => {
-                self.state = State::Live;
-                self.hello_ack_due = true;
-            }
+            State::Live => self.hello_ack_due = true,
         }
     }
 
@@ -250,22 +239,17 @@ impl<const FRAME: usize, const WINDOW: usize> Session<FRAME, WINDOW> {
             .is_some_and(|slot| slot.as_ref().is_some_and(|held| held.header.seq == seq))
     }
 
-    /// The device has restarted: passes on what is held, and the holes as lost.
-    pub(super) fn end(&mut self, counters: &mut Counters, on_event: &mut impl FnMut(Event<'_>)) {
-        let last = self
-            .held
-            .iter()
-            .flatten()
-            .map(|held| held.header.seq)
-            .max_by_key(|seq| seq.wrapping_sub(self.delivered));
-        if let Some(last) = last {
-            self.skip_to(self.heard_us, last.wrapping_add(1), counters, on_event);
+    /// The device has restarted: passes on what is held, and the holes as lost, since nothing will fill them.
+    pub(super) fn flush(
+        &mut self,
+        now_us: u64,
+        counters: &mut Counters,
+        on_event: &mut impl FnMut(Event<'_>),
+    ) {
+        let held = self.held.iter().flatten().map(|held| held.header.seq);
+        if let Some(last) = held.max_by_key(|seq| seq.wrapping_sub(self.delivered)) {
+            self.skip_to(now_us, last.wrapping_add(1), counters, on_event);
         }
-        self.state = State::Ended;
-        self.hello_ack_due = false;
-        self.ack_due_us = None;
-        self.time_request = None;
-        self.command = None;
     }
 
     pub(super) fn committed(&mut self, now_us: u64, through_seq: u32, credit: u8) {
