@@ -4,6 +4,7 @@
 //! # Layout: the journey of a record, one module per word
 //! * [`source`]: bytes in, acknowledgements out
 //! * [`decode`]: device, stream, event time and the value as Kafka gets it
+//! * [`partition`]: a device always in the same place
 //! * [`batch`]: records of one (stream, partition) together
 //! * [`commit`]: many batches, one sync, then the acknowledgement
 //! * [`log`]: epochs on the disk
@@ -17,6 +18,7 @@ pub mod config;
 pub mod decode;
 pub mod env;
 pub mod log;
+pub mod partition;
 pub mod record;
 pub mod replicate;
 pub mod source;
