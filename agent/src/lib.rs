@@ -10,15 +10,17 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! Around it: [`config`], [`record`], [`env`], [`telemetry`].
+//! [`pipeline`] joins them. Around it: [`config`], [`record`], [`env`], [`telemetry`], [`cli`].
 
 pub mod batch;
+pub mod cli;
 pub mod commit;
 pub mod config;
 pub mod decode;
 pub mod env;
 pub mod log;
 pub mod partition;
+pub mod pipeline;
 pub mod record;
 pub mod replicate;
 pub mod source;

@@ -37,6 +37,12 @@ impl Acknowledgement {
         Self { through }
     }
 
+    /// An acknowledgement without a sync, for tests of what waits for one.
+    #[cfg(test)]
+    pub(crate) fn for_test(through: Ticket) -> Self {
+        Self { through }
+    }
+
     /// The last ticket covered.
     pub fn through(self) -> Ticket {
         self.through

@@ -1,0 +1,64 @@
+//! The source against a broker that the test plays itself, packet by packet, and against a real Mosquitto.
+
+mod played;
+mod real;
+
+use std::{sync::LazyLock, time::Duration};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    config::{Backoff, Broker, MqttVersion, Qos, Route, RouteDecode, Value},
+    record::{ContentType, DeviceId, RecordHeader, StreamName, header},
+    source::testing::FakePipeline,
+};
+
+const INTAKE_BYTES: usize = 1 << 20;
+
+static STREAM: LazyLock<StreamName> = LazyLock::new(|| StreamName::new("readings").expect("a name"));
+
+/// The topic is the device, the payload the value.
+struct Raw;
+
+impl Decode for Raw {
+    fn decode(&mut self, topic: &str, payload: Bytes, retained: bool, received: Received) -> Record {
+        let retained = retained
+            .then(|| RecordHeader { name: header::RETAINED.into(), value: Bytes::from_static(b"true") });
+        Record {
+            stream: STREAM.clone(),
+            device: DeviceId::new(topic).expect("a device"),
+            value: payload,
+            content_type: ContentType::OctetStream,
+            event_time: None,
+            received,
+            device_seq: None,
+            headers: retained.into_iter().collect(),
+        }
+    }
+}
+
+fn config(version: MqttVersion, qos: Qos, ports: &[u16]) -> MqttSource {
+    let route = |filter: &str| Route {
+        topic_filter: filter.into(),
+        decode: RouteDecode::Raw { stream: STREAM.clone(), device_topic: filter.into() },
+        value: Value::Raw,
+    };
+    MqttSource {
+        name: "test".into(),
+        brokers: ports.iter().map(|port| Broker { host: "127.0.0.1".into(), port: *port }).collect(),
+        version,
+        client_id: "wayside-test".into(),
+        qos,
+        keep_alive: Duration::from_secs(30),
+        session_expiry_s: 3600,
+        receive_maximum: 100,
+        max_packet_bytes: 4096,
+        reconnect: Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) },
+        routes: vec![route("room/+/state"), route("vehicle/#")],
+    }
+}
+
+fn start(config: MqttSource) -> FakePipeline {
+    FakePipeline::start(INTAKE_BYTES, |context| run(config, Raw, context))
+}
