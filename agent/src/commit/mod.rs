@@ -107,7 +107,12 @@ impl GroupCommit {
     }
 
     /// Adds the records of one frame; `partitions` is the number of partitions of a stream.
-    pub(crate) fn push(&mut self, now: Monotonic, submission: Submission, partitions: impl Fn(&str) -> NonZeroU16) {
+    pub(crate) fn push(
+        &mut self,
+        now: Monotonic,
+        submission: Submission,
+        partitions: impl Fn(&str) -> NonZeroU16,
+    ) {
         if self.tickets.is_empty() {
             self.oldest = now;
         }
@@ -223,7 +228,11 @@ mod tests {
     }
 
     fn commit() -> GroupCommit {
-        GroupCommit::new(config::Commit { window: Duration::from_millis(20), batch_bytes: 4096, intake_bytes: 1 << 20 })
+        GroupCommit::new(config::Commit {
+            window: Duration::from_millis(20),
+            batch_bytes: 4096,
+            intake_bytes: 1 << 20,
+        })
     }
 
     /// Submits one record of `size_bytes` by source 0 at `now`.

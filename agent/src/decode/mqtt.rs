@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     Origin, dead_letter,
     hfp::{HfpDecoder, HfpError},
-    json::{JsonDecoder, JsonError, RouteError},
+    json::{JsonDecoder, JsonError},
     native::{self, NativeError},
     source_device,
     topic::{TopicFilter, TopicPattern},
@@ -16,6 +16,8 @@ use crate::{
     config::{Route, RouteDecode},
     record::{ContentType, DeviceId, NameError, Received, Record, RecordHeader, StreamName, header},
 };
+
+pub use super::json::RouteError;
 
 /// What the header of a retained message adds to any record; kept free in every one.
 const RETAINED_SIZE_BYTES: usize = header::RETAINED.len() + 4;

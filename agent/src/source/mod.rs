@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod metrics;
 pub mod mqtt;
+pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -318,6 +318,16 @@ impl Drop for SledStore {
     }
 }
 
+/// The epoch that a directory of this name holds.
+pub(in crate::log) fn parse_epoch(name: &str) -> Option<EpochId> {
+    dir::parse(name, "e-")
+}
+
+/// The epoch that a directory of this name holds, put aside.
+pub(in crate::log) fn parse_quarantined(name: &str) -> Option<EpochId> {
+    dir::parse(name, "bad-")
+}
+
 fn io_error(action: &str, path: &Path, source: io::Error) -> StoreError {
     StoreError::Io { action: format!("{action} {}", path.display()), source }
 }
