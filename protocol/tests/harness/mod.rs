@@ -16,6 +16,12 @@ use wayside_protocol::link::gateway::{Event, Gateway};
 const UID: u64 = 0x7061_7468;
 const SCHEMA: u16 = 0x8001;
 const BODY: usize = 40;
+/// The faults end after this time, or when all readings were made.
+const FAULTS_US: u64 = 30_000_000;
+/// No plan takes longer, however slow its disk.
+const END_US: u64 = 900_000_000;
+/// Time between two decisions whether something restarts: enough for a conversation to begin.
+const RESTART_EVERY_US: u64 = 20_000;
 /// Longest virtual time that a sound line may need to bring everything over.
 const PATIENCE_US: u64 = 60_000_000;
 
@@ -155,6 +161,7 @@ pub(crate) struct World<'a, const RING: usize> {
     pipeline: VecDeque<(u64, Entry)>,
     produced: u32,
     next_reading_us: u64,
+    next_restart_us: u64,
     faulty: bool,
     outcome: Outcome,
 }
@@ -175,6 +182,7 @@ impl<'a, const RING: usize> World<'a, RING> {
             pipeline: VecDeque::new(),
             produced: 0,
             next_reading_us: 1,
+            next_restart_us: 0,
             faulty: true,
             outcome: Outcome::default(),
         }
@@ -185,19 +193,20 @@ impl<'a, const RING: usize> World<'a, RING> {
         let mut deadline = None;
         loop {
             self.step();
-            if self.produced == self.plan.readings && deadline.is_none() {
+            let produced = self.produced == self.plan.readings;
+            if self.faulty && (produced || self.now_us > FAULTS_US) {
                 self.faulty = false;
                 self.gateway.set_credit(self.now_us, u8::MAX);
-                deadline = Some(self.now_us + PATIENCE_US);
             }
-            if deadline.is_some() && self.device.pending() == 0 && self.pipeline.is_empty() {
+            if produced && self.device.pending() == 0 && self.pipeline.is_empty() {
                 break;
             }
-            assert!(
-                deadline.is_none_or(|at| self.now_us < at),
-                "the line is sound, but {} wait: {self:#?}",
-                self.device.pending()
-            );
+            let until = *deadline.get_or_insert(self.now_us + PATIENCE_US);
+            if self.faulty || !produced {
+                deadline = None;
+            }
+            assert!(self.now_us < END_US, "no end in sight: {self:#?}");
+            assert!(self.now_us < until, "the line is sound, but {} wait: {self:#?}", self.device.pending());
             self.now_us = self.next_event().max(self.now_us + 1);
         }
         self.check_end()
@@ -235,9 +244,10 @@ impl<'a, const RING: usize> World<'a, RING> {
 
     fn restart_something(&mut self) {
         let faults = self.plan.faults;
-        if !self.faulty {
+        if !self.faulty || self.now_us < self.next_restart_us {
             return;
         }
+        self.next_restart_us = self.now_us + RESTART_EVERY_US;
         if self.chance.per_mille(faults.reset_device) {
             let next = self.next_seq();
             let base = next - u32::try_from(self.device.pending()).unwrap();
