@@ -470,3 +470,33 @@ impl<const RING: usize> std::fmt::Debug for World<'_, RING> {
             .finish_non_exhaustive()
     }
 }
+
+/// A conversation whose faults `data` chooses: first how bad the line is, then when.
+#[allow(dead_code)] // The fuzz target and tests/fuzz.rs use it; tests/link.rs has strategies of its own.
+pub(crate) fn steered_by(data: &[u8]) {
+    let (settings, script) = data.split_at(data.len().min(16));
+    let setting = |at: usize| u64::from(settings.get(at).copied().unwrap_or(0));
+    let chance = |at: usize| u16::try_from(setting(at)).unwrap();
+    let faults = Faults {
+        lose: chance(0),
+        flip_bits: chance(1),
+        drop_byte: chance(2),
+        insert_byte: chance(3),
+        cut: chance(4),
+        noise: chance(5),
+        duplicate: chance(6),
+        delay: chance(7),
+        reset_device: chance(8) / 8,
+        restart_gateway: chance(9) / 8,
+        change_credit: chance(10),
+    };
+    let overflow = if setting(11) % 2 == 0 { Overflow::Refuse } else { Overflow::DropOldest };
+    let plan = Plan {
+        readings: 40,
+        every_us: 1 + setting(12) * 200,
+        commit_us_max: setting(13) * 1_000,
+        overflow,
+        faults,
+    };
+    World::<8>::new(Chance::new(setting(14), script), plan).run();
+}
