@@ -125,6 +125,12 @@ fn scan(
             break;
         }
         for stored in entries {
+            if stored.seq.0 >= epoch.0.0 + EPOCH_ENTRIES_MAX {
+                // No epoch goes so far: this is not the log's.
+                scan.damaged += 1;
+                scan.state = None;
+                return Ok(scan);
+            }
             whole &= stored.seq == scan.end;
             scan.entries += 1;
             scan.end = stored.seq.next();
