@@ -80,8 +80,11 @@ fn a_log_that_lost_its_end_goes_on_behind_the_cursor() {
     let dir = tempfile::tempdir().unwrap();
     let epochs = three_epochs(dir.path());
     let file = OpenOptions::new().write(true).open(db(dir.path(), epochs[2])).unwrap();
-    file.set_len(20_000).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     drop(file);
+    let (log, recovery) = open_sled(dir.path());
+    assert!(log.end() < EntrySeq(33) && !recovery.skipped, "sled says nothing of it");
+    drop(log);
     let store = SledStore::open(dir.path(), test_options()).unwrap();
     let options = LogOptions { next_seq_min: EntrySeq(33), ..LogOptions::default() };
     let (mut log, recovery) = Log::open(Box::new(store), options, metrics()).unwrap();
@@ -96,8 +99,8 @@ fn a_log_that_lost_its_end_goes_on_behind_the_cursor() {
 fn flipped_bits_cost_what_they_hit() {
     let dir = tempfile::tempdir().unwrap();
     let epochs = three_epochs(dir.path());
-    // Where the file has bytes: the first entries' pages, headers, the tail.
-    for (index, at) in [(0, 40), (0, 3_000), (0, 9_000), (1, 14_000), (2, 100), (2, 5_000), (2, 12_000)] {
+    // Epoch and place in its file, in percent: header of the segment, entries, tail.
+    for (index, percent) in [(0, 0), (0, 20), (0, 50), (1, 80), (1, 99), (2, 1), (2, 50), (2, 90)] {
         let copy = tempfile::tempdir().unwrap();
         for epoch in &epochs {
             let to = copy.path().join(epoch.to_string());
@@ -108,6 +111,7 @@ fn flipped_bits_cost_what_they_hit() {
         }
         let mut file =
             OpenOptions::new().read(true).write(true).open(db(copy.path(), epochs[index])).unwrap();
+        let at = file.metadata().unwrap().len() * percent / 100;
         let mut byte = [0];
         file.seek(SeekFrom::Start(at)).unwrap();
         file.read_exact(&mut byte).unwrap();

@@ -160,6 +160,7 @@ fn a_full_disk_is_read_trimmed_and_written_again_by_the_same_process() {
     let synced = fill(&mut store, 0);
     let epochs = store.epochs().unwrap();
     assert!(epochs.len() > 5);
+    eprintln!("DBG {:?} {epochs:?} {synced} {:?}", store.dir.free_bytes(), store.sizes);
     // The ballast is what makes room to open an old epoch.
     assert!(!store.read(epochs[0], epochs[0].0, usize::MAX).unwrap().is_empty());
     drop(store);
@@ -167,6 +168,7 @@ fn a_full_disk_is_read_trimmed_and_written_again_by_the_same_process() {
     let mut next = EntrySeq(0);
     for epoch in store.epochs().unwrap() {
         loop {
+            eprintln!("DBG {epoch} {:?} {:?}", store.dir.free_bytes(), store.dir.size_bytes(epoch));
             let read = store.read(epoch, next, 1 << 20).unwrap();
             let Some(last) = read.last() else { break };
             assert_eq!(read[0].seq, next);
