@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    EntrySeq,
+    EPOCH_ENTRIES_MAX, EntrySeq,
     entry::{EntryCodec, EntryKind},
     group::{self, Names},
     store::{EpochId, EpochStore, StoreError, sled},
@@ -148,6 +148,10 @@ fn look(store: &mut dyn EpochStore, report: &mut EpochReport) -> Result<(), Stor
             return Ok(());
         }
         for stored in entries {
+            if stored.seq.0 >= report.epoch.0.0 + EPOCH_ENTRIES_MAX {
+                report.damage.push(format!("entry {} is none of this epoch", stored.seq));
+                return Ok(());
+            }
             if stored.seq != report.end {
                 report.damage.push(format!("entries {} to {} are missing", report.end, stored.seq));
             }

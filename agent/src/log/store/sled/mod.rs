@@ -8,11 +8,13 @@
 mod dir;
 mod epoch;
 mod guard;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
