@@ -220,6 +220,20 @@ fn a_gap_in_the_live_feed_is_read_from_the_log_and_what_follows_comes_from_memor
 }
 
 #[test]
+fn a_gap_at_the_end_of_the_live_feed_is_found_by_asking_the_log_once() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], true);
+    world.commit(&[("a", 0, 2)], false);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1]);
+    world.replicator.probe(false);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 2, 3]);
+    world.replicator.probe(false);
+    assert_eq!(world.replicator.fill(world.now), None, "nothing was offered since");
+}
+
+#[test]
 fn records_of_a_partly_acknowledged_entry_are_not_sent_again_after_a_restart() {
     let mut world = World::new(1, 1 << 20);
     world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
@@ -425,8 +439,8 @@ proptest! {
         for partition in 0..3 {
             world.brokers.set_leader("test.a", PartitionId(partition), true);
         }
-        // The next commit tells the replicator of what it was not told.
-        world.commit(&[("a", 0, 1)], true);
+        // Nothing may have told the replicator of the last commits.
+        world.replicator.probe(true);
         world.run_until_caught_up();
         world.check();
         prop_assert_eq!(world.replicator.cursor().next, world.log_end);
