@@ -34,10 +34,7 @@ fn config(version: MqttVersion, qos: Qos, ports: &[u16]) -> MqttSource {
         receive_maximum: 100,
         max_packet_bytes: 4096,
         reconnect: Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) },
-        routes: vec![
-            route("room/+/state", "room/{device}/state"),
-            route("vehicle/+", "vehicle/{device}"),
-        ],
+        routes: vec![route("room/+/state", "room/{device}/state"), route("vehicle/+", "vehicle/{device}")],
     }
 }
 
