@@ -450,7 +450,7 @@ impl Source {
     }
 
     /// Sends the last acknowledgements and DISCONNECT, as far as the broker takes them.
-    async fn hang_up(&self, connection: &mut Connection) {
+    async fn hang_up(&mut self, connection: &mut Connection) {
         connection.writer.disconnect();
         if !matches!(timeout(DRAIN_TIMEOUT, connection.flush()).await, Ok(Ok(()))) {
             debug!(source = self.config.name, "the broker did not wait for DISCONNECT");
