@@ -59,7 +59,7 @@ pub struct PendingCommit {
     /// When the oldest record here arrived.
     pub(crate) oldest: Monotonic,
     /// Counts the records against the intake's bound until they are durable.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// When the next commit starts.
@@ -152,7 +152,7 @@ impl GroupCommit {
             batches: self.batcher.take(),
             tickets: std::mem::take(&mut self.tickets),
             oldest: self.oldest,
-            permit: self.permit.take(),
+            _permit: self.permit.take(),
         }
     }
 
