@@ -1,1 +1,13 @@
-//! Simulator.
+//! The simulator: believable buildings and traffic that load Wayside, and the ledger and verifier that prove what arrived.
+//!
+//! # Layout
+//! - [`cli`]: the commands of `wayside-sim`; each is one module with `Args` and `run`.
+//! - [`ledger`]: what was sent and acknowledged, written here and read by the verifier.
+
+// Real clocks are meant here: the simulator is outside of the system whose time is simulated.
+#![allow(clippy::disallowed_methods)]
+
+pub mod building;
+pub mod cli;
+pub mod ledger;
+pub mod traffic;
