@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod building;
+pub mod chance;
 pub mod cli;
 pub mod ledger;
 pub mod traffic;

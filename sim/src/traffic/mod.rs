@@ -1,4 +1,8 @@
-//! Placeholder frame; the model follows in the next commit.
+//! Traffic.
+pub mod gps;
+pub mod idm;
+pub mod road;
+pub mod world;
 use std::process::ExitCode;
 
 /// Arguments of the command.
