@@ -55,9 +55,9 @@ pub struct LoadArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    mqtt_args: mqtt::Args,
+    mqtt_args: mqtt::MqttArgs,
     #[command(flatten)]
-    serial_args: serial::Args,
+    serial_args: serial::SerialArgs,
 }
 
 /// A device of a model.
@@ -180,8 +180,14 @@ pub async fn run<M: Model>(args: LoadArgs, model: M) -> anyhow::Result<ExitCode>
             Transport::Mqtt(mqtt::Fleet::start(url, &args.mqtt_args, &devices, tally, args.seed).await?)
         }
         (None, Some(link)) => {
-            let tally = Tally::new(M::STREAM, serial::device_ids(M::STREAM, devices.len()), ledger.clone());
-            Transport::Serial(serial::Line::start(link, &args.serial_args, tally, args.seed)?)
+            let tally = Tally::new(
+                M::STREAM,
+                serial::device_ids(M::STREAM, args.seed, devices.len()),
+                ledger.clone(),
+            );
+            let lines =
+                serial::Lines::start(link, &args.serial_args, M::STREAM, devices.len(), tally, args.seed)?;
+            Transport::Serial(lines)
         }
         (None, None) => bail!("one of --mqtt and --serial is needed"),
     };
