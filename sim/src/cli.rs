@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::{building, traffic};
+use crate::{building, traffic, verify};
 
 /// Loads a Wayside gateway with believable buildings and traffic, and proves what arrived in Kafka.
 #[derive(Debug, Parser)]
@@ -23,6 +23,10 @@ enum Command {
     Occupancy(building::Args),
     /// Vehicles on a road network with signals: positions as a GPS receiver sees them.
     Traffic(traffic::Args),
+    /// Reads Kafka, holds it against the ledgers and says what was lost, duplicated, reordered and late.
+    ///
+    /// Exit code 0 when nothing acknowledged is lost and nothing is reordered (and, with --exactly-once, duplicated).
+    Verify(verify::Args),
 }
 
 /// Parses `args` (with the program's name first), runs the command and returns the process's exit code: 0 for success,
@@ -58,6 +62,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         match command {
             Command::Occupancy(args) => Box::pin(building::run(args)).await,
             Command::Traffic(args) => Box::pin(traffic::run(args)).await,
+            Command::Verify(args) => Box::pin(verify::run(args)).await,
         }
     })
 }

@@ -3,11 +3,16 @@
 //! # Layout
 //! - [`cli`]: the commands of `wayside-sim`; each is one module with `Args` and `run`.
 //! - [`ledger`]: what was sent and acknowledged, written here and read by the verifier.
+//! - [`embedded`]: MQTT and Kafka without a server, for the demo and tests.
+//! - [`verify`]: holds Kafka against the ledgers.
 
 // Real clocks are meant here: the simulator is outside of the system whose time is simulated.
 #![allow(clippy::disallowed_methods)]
 
 pub mod building;
 pub mod cli;
+pub mod embedded;
 pub mod ledger;
 pub mod traffic;
+pub mod units;
+pub mod verify;
