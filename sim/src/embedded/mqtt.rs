@@ -94,3 +94,69 @@ fn free_ports() -> io::Result<[SocketAddr; 2]> {
     let [a, b] = &listeners;
     Ok([a.local_addr()?, b.local_addr()?])
 }
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish, QoS};
+
+    use super::*;
+
+    async fn client(broker: &EmbeddedMqtt, id: &str) -> (AsyncClient, EventLoop) {
+        let mut options = MqttOptions::new(id, "127.0.0.1", broker.v4.port());
+        options.set_clean_session(false).set_manual_acks(true);
+        AsyncClient::new(options, 1_000)
+    }
+
+    /// The next `count` publications; they are not acknowledged.
+    async fn receive(events: &mut EventLoop, count: usize) -> Vec<Publish> {
+        let mut received = Vec::new();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while received.len() < count {
+            let event = tokio::time::timeout_at(deadline, events.poll()).await;
+            let event = event.unwrap_or_else(|_| panic!("{} of {count} arrived", received.len()));
+            if let Event::Incoming(Packet::Publish(publish)) = event.unwrap() {
+                received.push(publish);
+            }
+        }
+        received
+    }
+
+    async fn wait_for(events: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) {
+        while !matches!(events.poll().await.unwrap(), Event::Incoming(packet) if wanted(&packet)) {}
+    }
+
+    #[tokio::test]
+    async fn an_absent_subscriber_finds_everything_in_order_when_it_returns() {
+        let broker = EmbeddedMqtt::start().unwrap();
+        let (subscriber, mut events) = client(&broker, "subscriber").await;
+        subscriber.subscribe("t/+", QoS::AtLeastOnce).await.unwrap();
+        wait_for(&mut events, |packet| matches!(packet, Packet::SubAck(_))).await;
+        let (publisher, mut published) = client(&broker, "publisher").await;
+        for i in 0..50 {
+            publisher.publish("t/a", QoS::AtLeastOnce, false, i.to_string()).await.unwrap();
+        }
+        let driver = tokio::spawn(async move { while published.poll().await.is_ok() {} });
+        let first = receive(&mut events, 50).await;
+        // Half is acknowledged, then it is gone without a word.
+        for publish in &first[..25] {
+            subscriber.ack(publish).await.unwrap();
+        }
+        let _ =
+            tokio::time::timeout(Duration::from_millis(200), async { while events.poll().await.is_ok() {} })
+                .await;
+        drop((subscriber, events));
+        for i in 50..600 {
+            publisher.publish("t/a", QoS::AtLeastOnce, false, i.to_string()).await.unwrap();
+        }
+        let (subscriber, mut events) = client(&broker, "subscriber").await;
+        let mut values = Vec::new();
+        while values.len() < 575 {
+            for publish in receive(&mut events, 1).await {
+                values.push(String::from_utf8(publish.payload.to_vec()).unwrap().parse::<u32>().unwrap());
+                subscriber.ack(&publish).await.unwrap();
+            }
+        }
+        assert_eq!(values, (25..600).collect::<Vec<_>>());
+        driver.abort();
+    }
+}

@@ -75,6 +75,11 @@ impl Cluster {
         self.topics.get_mut(topic)?.partitions.get_mut(usize::try_from(index).ok()?)
     }
 
+    /// Records in all topics, whether committed or not.
+    pub(super) fn record_count(&self) -> u64 {
+        self.topics.values().flat_map(|topic| &topic.partitions).map(PartitionLog::record_count).sum()
+    }
+
     pub(super) fn metadata(&self, request: &MetadataRequest) -> MetadataResponse {
         let names: Vec<TopicName> = match &request.topics {
             None => self.topics.keys().cloned().collect(),

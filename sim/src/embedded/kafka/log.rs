@@ -14,6 +14,7 @@
 //! | 43 | 8 | producer id, -1 without |
 //! | 51 | 2 | producer epoch |
 //! | 53 | 4 | base sequence |
+//! | 57 | 4 | number of records |
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,6 +28,7 @@ use kafka_protocol::{
 const HEADER_SIZE: usize = 61;
 const LENGTH_SIZE: usize = 12;
 const TRANSACTIONAL: i16 = 1 << 4;
+const CONTROL: i16 = 1 << 5;
 /// As many batches as a producer may have in flight: so far back a repetition is recognised.
 const REMEMBERED_BATCHES: usize = 5;
 
@@ -38,7 +40,9 @@ struct Header {
     producer_id: i64,
     epoch: i16,
     base_sequence: i32,
+    record_count: u32,
     transactional: bool,
+    control: bool,
 }
 
 impl Header {
@@ -59,7 +63,9 @@ impl Header {
             producer_id: i64_at(43),
             epoch: i16_at(51),
             base_sequence: i32_at(53),
+            record_count: i32_at(57).try_into().ok()?,
             transactional: i16_at(21) & TRANSACTIONAL != 0,
+            control: i16_at(21) & CONTROL != 0,
         };
         Some((header, size))
     }
@@ -101,6 +107,8 @@ pub(super) struct Fetched {
 pub(super) struct PartitionLog {
     batches: Vec<Batch>,
     end: i64,
+    /// Records but for markers.
+    record_count: u64,
     producers: BTreeMap<i64, Producer>,
     /// First offset of each producer's open transaction.
     open: BTreeMap<i64, i64>,
@@ -111,6 +119,11 @@ impl PartitionLog {
     /// The offset that the next record gets.
     pub(super) fn high_watermark(&self) -> i64 {
         self.end
+    }
+
+    /// How many records it holds, whether committed or not; markers are none.
+    pub(super) fn record_count(&self) -> u64 {
+        self.record_count
     }
 
     /// Where `read_committed` ends: the first record of an open transaction.
@@ -180,6 +193,9 @@ impl PartitionLog {
         let mut bytes = BytesMut::from(batch);
         bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
         self.end += i64::from(header.last_offset_delta) + 1;
+        if !header.control {
+            self.record_count += u64::from(header.record_count);
+        }
         self.batches.push(Batch {
             base_offset,
             last_offset: self.end - 1,

@@ -75,6 +75,7 @@ pub struct EmbeddedKafka {
     address: SocketAddr,
     /// Whether it can be reached; closed when the broker is to end.
     up: watch::Sender<bool>,
+    shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -91,14 +92,15 @@ impl EmbeddedKafka {
             Arc::new(Shared { cluster: Mutex::new(Cluster::new(address.port())), appended: Notify::new() });
         let (up, is_up) = watch::channel(true);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let served = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("embedded-kafka".into()).spawn(move || {
             runtime.block_on(async {
-                if let Err(error) = accept(listener, shared, is_up).await {
+                if let Err(error) = accept(listener, served, is_up).await {
                     tracing::error!(%error, "the embedded Kafka cannot accept connections");
                 }
             });
         })?;
-        Ok(Self { address, up, thread: Some(thread) })
+        Ok(Self { address, up, shared, thread: Some(thread) })
     }
 
     /// Where it is, for `bootstrap.servers`.
@@ -114,6 +116,11 @@ impl EmbeddedKafka {
     /// Takes connections again.
     pub fn come_back(&self) {
         self.up.send_replace(true);
+    }
+
+    /// Records that it holds, whether committed or not.
+    pub fn record_count(&self) -> u64 {
+        self.shared.with(|cluster, _| cluster.record_count())
     }
 
     /// Whether it takes connections.

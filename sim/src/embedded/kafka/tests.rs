@@ -94,6 +94,7 @@ fn what_is_produced_is_consumed_in_order() {
     assert_eq!(consume(&kafka, "read_committed"), numbers(0..5_000));
     let watermarks = producer.client().fetch_watermarks("t", 0, WAIT).unwrap();
     assert_eq!(watermarks, (0, 5_000));
+    assert_eq!(kafka.record_count(), 5_000);
 }
 
 #[test]
