@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::{building, demo, traffic, verify};
+use crate::{building, demo, replay, traffic, verify};
 
 /// Loads a Wayside gateway with believable buildings and traffic, and proves what arrived in Kafka.
 #[derive(Debug, Parser)]
@@ -23,6 +23,9 @@ enum Command {
     Occupancy(building::Args),
     /// Vehicles on a road network with signals: positions as a GPS receiver sees them.
     Traffic(traffic::Args),
+    /// Plays recordings of real devices, in real time or faster: vehicle positions over MQTT, a receiver's bytes over a
+    /// serial line.
+    Replay(replay::Args),
     /// Reads Kafka, holds it against the ledgers and says what was lost, duplicated, reordered and late.
     ///
     /// Exit code 0 when nothing acknowledged is lost and nothing is reordered (and, with --exactly-once, duplicated).
@@ -79,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Traffic(args) => Box::pin(traffic::run(args)).await,
             Command::Agent(_) => unreachable!("it runs without this runtime"),
             Command::Demo(args) => Box::pin(demo::run(args)).await,
+            Command::Replay(args) => Box::pin(replay::run(args)).await,
             Command::Verify(args) => Box::pin(verify::run(args)).await,
         }
     })

@@ -39,7 +39,7 @@ use self::{
 use crate::{
     embedded::{kafka::EmbeddedKafka, mqtt::EmbeddedMqtt},
     ledger::Ledger,
-    units::parse_duration,
+    load,
     verify::{self, ConsumerOptions, Report},
 };
 
@@ -68,7 +68,7 @@ pub struct Args {
 }
 
 fn parse_demo_duration(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
+    match load::duration(text)? {
         short if short < DURATION_MIN => Err("is shorter than 10s".into()),
         duration => Ok(duration),
     }

@@ -102,7 +102,8 @@ async fn publish_file(
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
-        if lines.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", path.display()))? == 0 {
+        if lines.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", path.display()))? == 0
+        {
             break;
         }
         let text = line.trim_ascii_end();

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufReader, ErrorKind, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, OwnedFd},
@@ -50,14 +50,13 @@ pub(super) async fn play(file: &Path, link: &Path, baud: u32, speed: Speed) -> a
     let start = Instant::now();
     let mut played: u64 = 0;
     let mut pending: Vec<u8> = Vec::new();
-    let mut over = false;
-    while !(over && pending.is_empty()) {
+    while !(pending.is_empty() && is_over(&mut recording, file)?) {
         ensure!(line.has_reader()?, "the reader of {} went away after {played} bytes", link.display());
         line.discard_input()?;
         let due = bytes_due(start.elapsed(), baud, speed).saturating_sub(played + pending.len() as u64);
         // The page that is read at once bounds the memory when everything is due.
         let part = recording.by_ref().take(due.min(4096)).read_to_end(&mut pending);
-        over |= part.with_context(|| format!("cannot read {}", file.display()))? == 0 && due > 0;
+        part.with_context(|| format!("cannot read {}", file.display()))?;
         let written = line.write(&pending)?;
         pending.drain(..written);
         played += written as u64;
@@ -74,6 +73,11 @@ pub(super) async fn play(file: &Path, link: &Path, baud: u32, speed: Speed) -> a
         tick.tick().await;
     }
     Ok(played)
+}
+
+fn is_over(recording: &mut BufReader<File>, file: &Path) -> anyhow::Result<bool> {
+    let rest = recording.fill_buf().with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(rest.is_empty())
 }
 
 /// How many bytes the line has carried after `elapsed`.
@@ -109,9 +113,8 @@ impl Line {
         settings.make_raw();
         tcsetattr(&master, OptionalActions::Now, &settings)?;
         let name = ptsname(&master, Vec::new())?;
-        let slave =
-            rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
-                .context("cannot open the pseudo-terminal")?;
+        let slave = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+            .context("cannot open the pseudo-terminal")?;
         let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let events =
             inotify::WatchFlags::OPEN | inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE;

@@ -42,7 +42,7 @@ pub use self::{
     partition::partition_of,
     report::{Late, Report, StreamReport, Totals},
 };
-use crate::{ledger::Ledger, units::parse_duration};
+use crate::{ledger::Ledger, load::duration};
 
 /// How long a ledger must not have grown before `--follow` asks whether it is complete.
 const QUIET: Duration = Duration::from_secs(3);
@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long)]
     exactly_once: bool,
     /// Keep reading for so long while something acknowledged is missing: the agent may still be draining.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     wait: Duration,
     /// Start beside the load and consume while it runs, so that "late" is the whole way from the load to this consumer
     /// instead of from the load to the gateway. Ends when all that the ledgers name is acknowledged and found and they
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "wait")]
     follow: bool,
     /// The longest that --follow may take.
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration, requires = "follow")]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration, requires = "follow")]
     timeout: Duration,
     /// A further setting of librdkafka, such as security.protocol=ssl; may be given several times.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_property)]
