@@ -87,3 +87,24 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_load_needs_one_transport() {
+        let parse = |args: &str| Cli::try_parse_from(args.split(' '));
+        assert!(parse("wayside-sim traffic --mqtt mqtt://host").is_ok());
+        assert!(parse("wayside-sim occupancy --serial /tmp/tty --clock").is_err());
+        assert!(parse("wayside-sim traffic").is_err());
+        assert!(parse("wayside-sim traffic --mqtt mqtt://host --serial /tmp/tty").is_err());
+    }
+}

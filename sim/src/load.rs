@@ -55,9 +55,9 @@ pub struct LoadArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    mqtt_args: mqtt::Args,
+    mqtt_args: mqtt::MqttArgs,
     #[command(flatten)]
-    serial_args: serial::Args,
+    serial_args: serial::SerialArgs,
 }
 
 /// A device of a model.
@@ -180,8 +180,14 @@ pub async fn run<M: Model>(args: LoadArgs, model: M) -> anyhow::Result<ExitCode>
             Transport::Mqtt(mqtt::Fleet::start(url, &args.mqtt_args, &devices, tally, args.seed).await?)
         }
         (None, Some(link)) => {
-            let tally = Tally::new(M::STREAM, serial::device_ids(M::STREAM, devices.len()), ledger.clone());
-            Transport::Serial(serial::Line::start(link, &args.serial_args, tally, args.seed)?)
+            let tally = Tally::new(
+                M::STREAM,
+                serial::device_ids(M::STREAM, args.seed, devices.len()),
+                ledger.clone(),
+            );
+            let lines =
+                serial::Lines::start(link, &args.serial_args, M::STREAM, devices.len(), tally, args.seed)?;
+            Transport::Serial(lines)
         }
         (None, None) => bail!("one of --mqtt and --serial is needed"),
     };
@@ -315,6 +321,60 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::building::Building;
+    use crate::stamp::Stamps;
+    use crate::traffic::Town;
+
+    const START: u64 = 1_793_336_706_000_000;
+
+    fn payloads<M: Model>(model: M, rate: f64, readings: usize) -> Vec<u8> {
+        let ids: Vec<String> = model.devices().iter().map(|device| device.id.clone()).collect();
+        let mut schedule = Schedule::new(model, rate, START);
+        let mut stamps = Stamps::default();
+        let mut out = Vec::new();
+        for _ in 0..readings {
+            let next = schedule.produce();
+            let time = stamps.format(next.time_micros);
+            next.reading.write_json(&ids[next.device as usize], next.seq, time, &mut out);
+            out.push(b'\n');
+        }
+        out
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+        let building = |seed| payloads(Building::new(30, seed, 9.0 * 3600.0, 60.0), 30.0, 3000);
+        assert_eq!(building(1), building(1));
+        assert_ne!(building(1), building(2));
+        let town = |seed| payloads(Town::new(40, seed, 12.0, [60.0, 24.0]), 200.0, 3000);
+        assert_eq!(town(1), town(1));
+        assert_ne!(town(1), town(2));
+    }
+
+    #[test]
+    fn readings_are_dense_per_device_and_evenly_stamped() {
+        let mut schedule = Schedule::new(Town::new(4, 1, 12.0, [60.0, 24.0]), 8.0, START);
+        assert_eq!(schedule.due(Duration::from_secs(3)), 24);
+        for n in 0..24u64 {
+            let next = schedule.produce();
+            assert_eq!((u64::from(next.device), next.seq), (n % 4, n / 4 + 1));
+            assert_eq!(next.time_micros, START + n * 125_000);
+        }
+    }
+
+    #[test]
+    fn payloads_are_json_with_device_sequence_and_time() {
+        for bytes in [
+            payloads(Building::new(12, 1, 9.0 * 3600.0, 1.0), 12.0, 24),
+            payloads(Town::new(12, 1, 12.0, [60.0, 24.0]), 12.0, 24),
+        ] {
+            for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+                let value: serde_json::Value = serde_json::from_slice(line).unwrap();
+                assert!(value["device"].is_string() && value["seq"].is_u64());
+                assert_eq!(value["time"].as_str().unwrap().len(), 27);
+            }
+        }
+    }
 
     #[test]
     fn durations_need_a_unit() {

@@ -21,7 +21,7 @@ const CO2_OUTSIDE: f64 = 420.0;
 /// CO2 that a seated adult gives off, m³/s (ASHRAE; 0.0052 L/s).
 const CO2_PER_PERSON: f64 = 5.2e-6;
 /// Air volume per planned person, m³.
-const VOLUME_PER_PERSON: f64 = 60.0;
+const VOLUME_PER_PERSON: f64 = 45.0;
 /// Response of the CO2 sensor, s: air must diffuse into it.
 const CO2_LAG_S: f64 = 90.0;
 /// Standard deviation of the CO2 noise, ppm: nearly all readings within ±30.
@@ -205,7 +205,7 @@ mod tests {
         let busy = after(&mut sensors, 6, 2);
         let evening = after(&mut sensors, 1, 0);
         assert!((380.0..460.0).contains(&morning), "{morning}");
-        assert!((800.0..1300.0).contains(&busy), "{busy}");
+        assert!((900.0..1500.0).contains(&busy), "{busy}");
         let decay = ((busy - CO2_OUTSIDE) / (evening - CO2_OUTSIDE)).ln();
         assert!((0.3..0.7).contains(&decay), "{decay}");
     }

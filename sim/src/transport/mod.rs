@@ -14,7 +14,7 @@ pub enum Transport {
     /// Many MQTT clients on one broker.
     Mqtt(mqtt::Fleet),
     /// Native devices on serial lines.
-    Serial(serial::Line),
+    Serial(serial::Lines),
 }
 
 impl Transport {
@@ -22,7 +22,7 @@ impl Transport {
     pub fn tally(&self) -> Tally {
         match self {
             Self::Mqtt(fleet) => fleet.tally(),
-            Self::Serial(line) => line.tally(),
+            Self::Serial(lines) => lines.tally(),
         }
     }
 
@@ -31,7 +31,7 @@ impl Transport {
     pub fn try_send(&mut self, outgoing: &Outgoing) -> bool {
         match self {
             Self::Mqtt(fleet) => fleet.try_send(outgoing),
-            Self::Serial(line) => line.try_send(outgoing),
+            Self::Serial(lines) => lines.try_send(outgoing),
         }
     }
 
@@ -39,7 +39,7 @@ impl Transport {
     pub async fn ready(&mut self, device: u32) {
         match self {
             Self::Mqtt(fleet) => fleet.ready(device).await,
-            Self::Serial(line) => line.ready(device).await,
+            Self::Serial(lines) => lines.ready(device).await,
         }
     }
 
@@ -55,7 +55,7 @@ impl Transport {
         let drained = async {
             match self {
                 Self::Mqtt(fleet) => fleet.drain().await,
-                Self::Serial(line) => line.drain().await,
+                Self::Serial(lines) => lines.drain().await,
             }
         };
         tokio::select! {

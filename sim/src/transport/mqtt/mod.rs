@@ -25,7 +25,7 @@ use crate::tally::Tally;
 /// Arguments of the MQTT transport.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "MQTT")]
-pub struct Args {
+pub struct MqttArgs {
     /// Connections; devices are dealt out among them [default: one per device, 20 at most]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: Option<u32>,
@@ -123,7 +123,7 @@ impl Fleet {
     /// The broker cannot be reached. Once started, a lost broker is waited for.
     pub async fn start(
         url: &BrokerUrl,
-        args: &Args,
+        args: &MqttArgs,
         devices: &[Device],
         tally: Tally,
         seed: u64,
