@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::{building, traffic};
+use crate::{building, demo, replay, traffic, verify};
 
 /// Loads a Wayside gateway with believable buildings and traffic, and proves what arrived in Kafka.
 #[derive(Debug, Parser)]
@@ -23,6 +23,21 @@ enum Command {
     Occupancy(building::Args),
     /// Vehicles on a road network with signals: positions as a GPS receiver sees them.
     Traffic(traffic::Args),
+    /// Plays recordings of real devices, in real time or faster: vehicle positions over MQTT, a receiver's bytes over a
+    /// serial line.
+    Replay(replay::Args),
+    /// Reads Kafka, holds it against the ledgers and says what was lost, duplicated, reordered and late.
+    ///
+    /// Exit code 0 when nothing acknowledged is lost and nothing is reordered (and, with --exactly-once, duplicated).
+    Verify(verify::Args),
+    /// The whole journey on this machine: rooms and vehicles send, Kafka goes away and comes back, the agent is killed and
+    /// started again, and the verifier says what arrived. Needs no server and leaves nothing behind.
+    ///
+    /// Exit code 0 when nothing acknowledged was lost and nothing reordered.
+    Demo(demo::Args),
+    /// The agent itself, for the demo.
+    #[command(hide = true)]
+    Agent(demo::AgentArgs),
 }
 
 /// Parses `args` (with the program's name first), runs the command and returns the process's exit code: 0 for success,
@@ -36,13 +51,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    // The agent sets up its own log and runtime.
+    let command = match cli.command {
+        Command::Agent(args) => return demo::run_agent(args),
+        command => command,
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("WAYSIDE_SIM_LOG").unwrap_or_else(|_| "warn".into()),
+            // The demo's MQTT broker calls every client that was killed an error.
+            tracing_subscriber::EnvFilter::try_from_env("WAYSIDE_SIM_LOG")
+                .unwrap_or_else(|_| "warn,rumqttd=off".into()),
         )
         .init();
-    run(cli.command).unwrap_or_else(|error| {
+    run(command).unwrap_or_else(|error| {
         eprintln!("wayside-sim: {error:#}");
         ExitCode::FAILURE
     })
@@ -58,6 +80,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         match command {
             Command::Occupancy(args) => Box::pin(building::run(args)).await,
             Command::Traffic(args) => Box::pin(traffic::run(args)).await,
+            Command::Agent(_) => unreachable!("it runs without this runtime"),
+            Command::Demo(args) => Box::pin(demo::run(args)).await,
+            Command::Replay(args) => Box::pin(replay::run(args)).await,
+            Command::Verify(args) => Box::pin(verify::run(args)).await,
         }
     })
 }
