@@ -113,7 +113,10 @@ fn every_dependency_has_an_allowed_licence() {
         let licence = package["license"].as_str().unwrap_or_else(|| panic!("{name} names no licence"));
         let mut allowed = allowed.clone();
         allowed.extend(exceptions.get(name).into_iter().flatten());
-        assert!(is_met(licence, &allowed), "{name} has the licence {licence}, which .deny.toml does not allow");
+        assert!(
+            is_met(licence, &allowed),
+            "{name} has the licence {licence}, which .deny.toml does not allow"
+        );
     }
 }
 

@@ -6,16 +6,15 @@
 //! The servers end with the test process, however that ends (see [`process`]).
 #![allow(clippy::disallowed_methods, reason = "the system tests run on the machine's own clock")]
 
-//X pub mod agent;
-//X pub mod chk;
+pub mod agent;
+pub mod chk;
 pub mod kafka;
 pub mod mosquitto;
-//X pub mod mqtt;
+pub mod mqtt;
 pub mod ports;
 pub mod process;
 pub mod pty;
-//X pub mod sim;
-//X pub mod strace;
+pub mod strace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
