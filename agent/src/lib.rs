@@ -1,1 +1,23 @@
-//! Wayside agent.
+//! Wayside: takes sensor and vehicle-position frames from serial lines and MQTT, makes each durable before it is
+//! acknowledged, and replicates them to Kafka whatever the uplink does.
+//!
+//! # Layout: the journey of a record, one module per word
+//! * [`source`]: bytes in, acknowledgements out
+//! * [`decode`]: device, stream, event time and the value as Kafka gets it
+//! * [`batch`]: records of one (stream, partition) together
+//! * [`commit`]: many batches, one sync, then the acknowledgement
+//! * [`log`]: epochs on the disk
+//! * [`replicate`]: from the log to Kafka
+//!
+//! Around it: [`config`], [`record`], [`env`], [`telemetry`].
+
+pub mod batch;
+pub mod commit;
+pub mod config;
+pub mod decode;
+pub mod env;
+pub mod log;
+pub mod record;
+pub mod replicate;
+pub mod source;
+pub mod telemetry;

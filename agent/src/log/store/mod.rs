@@ -119,7 +119,12 @@ pub trait EpochStore: Send {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] if the epoch will not open or a page of it will not read.
-    fn read(&mut self, epoch: EpochId, from: EntrySeq, limit_bytes: usize) -> Result<Vec<StoredEntry>, StoreError>;
+    fn read(
+        &mut self,
+        epoch: EpochId,
+        from: EntrySeq,
+        limit_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError>;
 
     /// Deletes the epoch and gives its space back. A crash in between leaves it deleted or whole.
     ///

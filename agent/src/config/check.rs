@@ -1,0 +1,1 @@
+//! From [`super::raw::RawConfig`] to [`super::Config`]: every range and relation checked, all errors at once.

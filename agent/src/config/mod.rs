@@ -1,0 +1,326 @@
+//! The configuration, read once and checked once: what the other modules are given.
+
+pub mod check;
+pub mod raw;
+
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
+
+use crate::record::{DeviceId, StreamName};
+
+/// Stream of frames that did not decode.
+pub const DEAD_LETTER_STREAM: &str = "dead-letter";
+/// Stream of native frames with schema RoomOccupancy.
+pub const OCCUPANCY_STREAM: &str = "occupancy";
+/// Stream of native frames with schema VehiclePosition.
+pub const VEHICLE_POSITIONS_STREAM: &str = "vehicle-positions";
+/// Stream of native frames with schema Raw, or one that this version does not know.
+pub const RAW_STREAM: &str = "raw";
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Who this gateway is.
+    pub gateway: Gateway,
+    /// MQTT brokers to subscribe at.
+    pub mqtt: Vec<MqttSource>,
+    /// Serial ports to read.
+    pub serial: Vec<SerialSource>,
+    /// Partitions of the streams that are configured; others have [`PARTITIONS_DEFAULT`].
+    pub streams: BTreeMap<StreamName, Stream>,
+    /// Group commit.
+    pub commit: Commit,
+    /// The local log.
+    pub log: Log,
+    /// Replication to Kafka.
+    pub replicate: Replicate,
+    /// Logs, metrics, health.
+    pub telemetry: Telemetry,
+}
+
+/// Partitions of a stream that has no `[[stream]]` section.
+pub const PARTITIONS_DEFAULT: NonZeroU16 = NonZeroU16::new(4).expect("4 is not 0");
+
+impl Config {
+    /// Partitions of `stream`.
+    pub fn partitions(&self, stream: &str) -> NonZeroU16 {
+        self.streams.get(stream).map_or(PARTITIONS_DEFAULT, |s| s.partitions)
+    }
+}
+
+/// Who this gateway is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    /// Unique in the fleet.
+    pub id: String,
+    /// First part of every topic.
+    pub environment: String,
+}
+
+/// An MQTT broker to subscribe at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MqttSource {
+    /// Name in logs and metrics.
+    pub name: String,
+    /// Brokers, tried in turn; at least one.
+    pub brokers: Vec<Broker>,
+    /// Version of the protocol.
+    pub version: MqttVersion,
+    /// Client id of the persistent session.
+    pub client_id: String,
+    /// QoS of the subscriptions.
+    pub qos: Qos,
+    /// Keep-alive.
+    pub keep_alive: Duration,
+    /// How long the broker keeps the session, in seconds (MQTT 5).
+    pub session_expiry_s: u32,
+    /// Messages that may be unacknowledged; at least 1.
+    pub receive_maximum: u16,
+    /// Largest packet accepted, in bytes.
+    pub max_packet_bytes: u32,
+    /// Delays between connects.
+    pub reconnect: Backoff,
+    /// At least one; a message takes the first that matches.
+    pub routes: Vec<Route>,
+}
+
+/// Address of an MQTT broker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Broker {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// Version of MQTT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MqttVersion {
+    /// 3.1.1
+    V3,
+    /// 5.0
+    V5,
+}
+
+/// MQTT's quality of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qos {
+    /// 0
+    AtMostOnce,
+    /// 1
+    AtLeastOnce,
+    /// 2
+    ExactlyOnce,
+}
+
+/// Exponential delays with full jitter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backoff {
+    /// Upper bound of the first delay.
+    pub min: Duration,
+    /// Upper bound of every delay.
+    pub max: Duration,
+}
+
+/// A subscription and how its payloads decode.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// MQTT topic filter, checked.
+    pub topic_filter: String,
+    /// What the payload is.
+    pub decode: RouteDecode,
+    /// What becomes Kafka's value.
+    pub value: Value,
+}
+
+/// How the payloads of a route decode.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouteDecode {
+    /// JSON, with pointers to what matters.
+    Json {
+        /// Stream of the records.
+        stream: StreamName,
+        /// Where the device id is.
+        device: DeviceFrom,
+        /// JSON pointer to the event time.
+        time_pointer: Option<String>,
+        /// JSON pointer to the sequence number.
+        seq_pointer: Option<String>,
+    },
+    /// HSL high-frequency positioning v2; the device is operator/vehicle of the topic.
+    Hfp {
+        /// Stream of the records.
+        stream: StreamName,
+    },
+    /// Bytes that nobody looks into.
+    Raw {
+        /// Stream of the records.
+        stream: StreamName,
+        /// Which topic level is the device id, checked against the filter.
+        device_topic: String,
+    },
+    /// One native frame per message; the schema chooses the stream.
+    Native,
+}
+
+/// Where a JSON route finds the device id.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DeviceFrom {
+    /// JSON pointer into the payload.
+    Pointer(String),
+    /// Pattern over the topic, `{device}` marks the level.
+    Topic(String),
+}
+
+/// What becomes Kafka's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// The frame's own bytes.
+    Raw,
+    /// The normalised reading.
+    Json,
+}
+
+/// A serial port to read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SerialSource {
+    /// Name in logs and metrics.
+    pub name: String,
+    /// Device file.
+    pub path: PathBuf,
+    /// What is spoken on it.
+    pub protocol: SerialProtocol,
+    /// Bits per second.
+    pub baud: u32,
+    /// Parity bit.
+    pub parity: Parity,
+    /// Flow control.
+    pub flow_control: FlowControl,
+    /// What becomes Kafka's value.
+    pub value: Value,
+    /// Delays between attempts to open the port.
+    pub reopen: Backoff,
+}
+
+/// What is spoken on a serial port.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SerialProtocol {
+    /// The link protocol of `protocol/SPEC.md`.
+    Native,
+    /// NMEA 0183 and AIS.
+    Nmea {
+        /// Stream of positions.
+        stream: StreamName,
+        /// Stream of the sentences that are no position.
+        raw_stream: StreamName,
+        /// Device id of what the port says.
+        device: DeviceId,
+    },
+}
+
+/// Parity bit of a serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parity {
+    /// No parity bit.
+    None,
+    /// Even parity.
+    Even,
+    /// Odd parity.
+    Odd,
+}
+
+/// Flow control of a serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowControl {
+    /// None.
+    None,
+    /// RTS/CTS.
+    Hardware,
+    /// XON/XOFF.
+    Software,
+}
+
+/// A stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stream {
+    /// Partitions of the stream and of its topic.
+    pub partitions: NonZeroU16,
+}
+
+/// Group commit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Commit {
+    /// Shortest time between two syncs.
+    pub window: Duration,
+    /// Bytes of records that start a commit early.
+    pub batch_bytes: usize,
+    /// Bytes of records that may wait for a commit.
+    pub intake_bytes: usize,
+}
+
+/// Compression of entries in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// As they are.
+    None,
+    /// LZ4 block.
+    Lz4,
+    /// zstd, level 1.
+    #[default]
+    Zstd,
+}
+
+/// The local log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// Data directory.
+    pub dir: PathBuf,
+    /// Bytes of an epoch at which a new one is begun.
+    pub epoch_bytes: u64,
+    /// Largest record in bytes, as [`crate::record::Record::size_bytes`] counts.
+    pub record_bytes_max: usize,
+    /// Compression of entries.
+    pub compression: Compression,
+}
+
+/// Replication to Kafka.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replicate {
+    /// `host:port`, at least one.
+    pub bootstrap_servers: Vec<String>,
+    /// Of topics that the agent creates.
+    pub replication_factor: i32,
+    /// Of topics that the agent creates.
+    pub min_insync_replicas: i32,
+    /// Kafka's `compression.type`.
+    pub compression: Compression,
+    /// Kafka's `linger.ms`.
+    pub linger: Duration,
+    /// Bytes handed to the client and not yet acknowledged.
+    pub in_flight_bytes: usize,
+    /// Longest time between two writes of the cursor while it advances.
+    pub cursor_interval: Duration,
+    /// How long a shutdown waits for Kafka.
+    pub shutdown_flush: Duration,
+    /// Further properties of librdkafka.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Logs, metrics, health.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Telemetry {
+    /// Address of `/metrics` and `/healthz`.
+    pub listen: Option<SocketAddr>,
+    /// Format of the log.
+    pub log_format: LogFormat,
+    /// Level or filter.
+    pub log_level: String,
+}
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// key=value.
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}

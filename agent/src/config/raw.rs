@@ -1,0 +1,290 @@
+//! `wayside.toml` as typed: every key with its default, nothing checked yet. [`super::Config`] is what the rest uses.
+//!
+//! Unknown keys are errors. The defaults are in the `impl Default` blocks here and nowhere else.
+
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// Who this gateway is.
+    pub gateway: RawGateway,
+    /// Where frames come from.
+    pub source: RawSources,
+    /// Streams that need other settings than the defaults.
+    pub stream: Vec<RawStream>,
+    /// Group commit.
+    pub commit: RawCommit,
+    /// The local log.
+    pub log: RawLog,
+    /// Replication to Kafka.
+    pub replicate: RawReplicate,
+    /// Logs, metrics, health.
+    pub telemetry: RawTelemetry,
+}
+
+/// `[gateway]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawGateway {
+    /// Name of this gateway, unique in the fleet; in every record's headers. No default: must be set.
+    pub id: String,
+    /// First part of every topic: `<environment>.<stream>`.
+    pub environment: String,
+}
+
+impl Default for RawGateway {
+    fn default() -> Self {
+        Self { id: String::new(), environment: "prod".into() }
+    }
+}
+
+/// `[[source.*]]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSources {
+    /// MQTT brokers to subscribe at.
+    pub mqtt: Vec<RawMqttSource>,
+    /// Serial ports to read.
+    pub serial: Vec<RawSerialSource>,
+}
+
+/// `[[source.mqtt]]`: a client of somebody's broker.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMqttSource {
+    /// Name of the source, in logs and metrics. Must be set, unique.
+    pub name: String,
+    /// Brokers, `mqtt://host:port`, tried in turn. At least one.
+    pub urls: Vec<String>,
+    /// MQTT version: 5, or 3 for 3.1.1.
+    pub version: u8,
+    /// Client id of the persistent session; empty is `wayside-<gateway.id>-<name>`. Must stay the same over restarts.
+    pub client_id: String,
+    /// Quality of service of the subscriptions: 0, 1 or 2.
+    pub qos: u8,
+    /// Keep-alive in seconds.
+    pub keep_alive_s: u16,
+    /// How long the broker keeps the session and its queue while the agent is away, in seconds (MQTT 5).
+    pub session_expiry_s: u32,
+    /// Messages that the broker may have unacknowledged with us: MQTT's Receive Maximum. A commit starts early when it
+    /// is reached.
+    pub receive_maximum: u16,
+    /// Largest packet accepted, in bytes.
+    pub max_packet_bytes: u32,
+    /// Shortest and longest delay before reconnecting, in ms; doubled at each failure, with full jitter.
+    pub reconnect_min_ms: u64,
+    /// See `reconnect_min_ms`.
+    pub reconnect_max_ms: u64,
+    /// What to subscribe to and what to make of it. At least one.
+    pub route: Vec<RawRoute>,
+}
+
+impl Default for RawMqttSource {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            urls: Vec::new(),
+            version: 5,
+            client_id: String::new(),
+            qos: 1,
+            keep_alive_s: 30,
+            session_expiry_s: 7 * 24 * 3600,
+            receive_maximum: 2048,
+            max_packet_bytes: 256 * 1024,
+            reconnect_min_ms: 250,
+            reconnect_max_ms: 30_000,
+            route: Vec::new(),
+        }
+    }
+}
+
+/// `[[source.mqtt.route]]`: one subscription and how its payloads decode. A message takes the first route that matches.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRoute {
+    /// MQTT topic filter, with `+` and `#`. Must be set.
+    pub topic_filter: String,
+    /// `json`, `hfp`, `raw` or `native`. Must be set.
+    pub decode: String,
+    /// Stream of the records. Must be set, but for `native`, where each schema has its own.
+    pub stream: String,
+    /// `raw`: the payload's own bytes; `json`: the normalised reading. Empty is `raw`.
+    pub value: String,
+    /// Where a device id is in the topic: the filter with `{device}` for one level, other names for levels that do not
+    /// matter: `building/{floor}/{device}/occupancy`. For `raw`, and for `json` without `device_pointer`.
+    pub device_topic: String,
+    /// JSON pointer to the device id (string or integer). For `json`.
+    pub device_pointer: String,
+    /// JSON pointer to the event time: RFC 3339, or Unix seconds, ms or µs by size. For `json`, optional.
+    pub time_pointer: String,
+    /// JSON pointer to the device's sequence number. For `json`, optional.
+    pub seq_pointer: String,
+}
+
+/// `[[source.serial]]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSerialSource {
+    /// Name of the source, in logs and metrics. Must be set, unique.
+    pub name: String,
+    /// Device file, best one under `/dev/serial/by-id`. Must be set.
+    pub path: String,
+    /// `native` (protocol/SPEC.md) or `nmea` (NMEA 0183 and AIS). Must be set.
+    pub protocol: String,
+    /// Bits per second.
+    pub baud: u32,
+    /// `none`, `even` or `odd`.
+    pub parity: String,
+    /// `none`, `hardware` (RTS/CTS) or `software` (XON/XOFF).
+    pub flow_control: String,
+    /// Stream of positions (`nmea`).
+    pub stream: String,
+    /// Stream of sentences that are no position: AIS and what the decoder does not know (`nmea`).
+    pub raw_stream: String,
+    /// Device id of what the port says (`nmea`); empty is the source's name.
+    pub device: String,
+    /// `raw`: the sentences; `json`: the normalised reading (`nmea`), or the decoded payload (`native`).
+    pub value: String,
+    /// Shortest and longest delay before a port that went away is opened again, in ms.
+    pub reopen_min_ms: u64,
+    /// See `reopen_min_ms`.
+    pub reopen_max_ms: u64,
+}
+
+impl Default for RawSerialSource {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            path: String::new(),
+            protocol: String::new(),
+            baud: 115_200,
+            parity: "none".into(),
+            flow_control: "none".into(),
+            stream: "vehicle-positions".into(),
+            raw_stream: "nmea-raw".into(),
+            device: String::new(),
+            value: "json".into(),
+            reopen_min_ms: 200,
+            reopen_max_ms: 5_000,
+        }
+    }
+}
+
+/// `[[stream]]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStream {
+    /// Name of the stream. Must be set, unique.
+    pub name: String,
+    /// Partitions; must equal the topic's.
+    pub partitions: u16,
+}
+
+impl Default for RawStream {
+    fn default() -> Self {
+        Self { name: String::new(), partitions: 4 }
+    }
+}
+
+/// `[commit]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCommit {
+    /// Shortest time between two syncs, in ms, unless a source waits. Longer is kinder to flash, later to acknowledge.
+    pub window_ms: u64,
+    /// Bytes of records that start a commit before the window is over.
+    pub batch_bytes: u64,
+    /// Bytes of records that may wait for a commit; beyond, sources wait.
+    pub intake_bytes: u64,
+    /// `zstd`, `lz4` or `none`.
+    pub compression: String,
+}
+
+impl Default for RawCommit {
+    fn default() -> Self {
+        Self {
+            window_ms: 20,
+            batch_bytes: 256 * 1024,
+            intake_bytes: 2 * 1024 * 1024,
+            compression: "zstd".into(),
+        }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLog {
+    /// Data directory, of this agent alone.
+    pub dir: String,
+    /// Bytes of an epoch at which a new one is begun.
+    pub epoch_bytes: u64,
+    /// Largest record in bytes, headers included; a larger one becomes a dead letter with its first bytes.
+    pub record_bytes_max: u32,
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { dir: "/var/lib/wayside".into(), epoch_bytes: 8 * 1024 * 1024, record_bytes_max: 64 * 1024 }
+    }
+}
+
+/// `[replicate]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawReplicate {
+    /// Kafka brokers, `host:port`. At least one.
+    pub bootstrap_servers: Vec<String>,
+    /// Replication factor of topics that the agent creates.
+    pub replication_factor: i32,
+    /// `min.insync.replicas` of topics that the agent creates.
+    pub min_insync_replicas: i32,
+    /// Kafka's `compression.type`: `zstd`, `lz4` or `none`.
+    pub compression: String,
+    /// Kafka's `linger.ms`.
+    pub linger_ms: u64,
+    /// Bytes of records handed to the Kafka client and not yet acknowledged by Kafka.
+    pub in_flight_bytes: u64,
+    /// Longest time between two writes of the cursor while it advances, in ms.
+    pub cursor_interval_ms: u64,
+    /// How long a shutdown waits for Kafka to acknowledge what is still in the log, in ms.
+    pub shutdown_flush_ms: u64,
+    /// Further properties of librdkafka, for what has no key of its own.
+    pub properties: std::collections::BTreeMap<String, String>,
+}
+
+impl Default for RawReplicate {
+    fn default() -> Self {
+        Self {
+            bootstrap_servers: Vec::new(),
+            replication_factor: 3,
+            min_insync_replicas: 2,
+            compression: "zstd".into(),
+            linger_ms: 50,
+            in_flight_bytes: 4 * 1024 * 1024,
+            cursor_interval_ms: 5_000,
+            shutdown_flush_ms: 10_000,
+            properties: std::collections::BTreeMap::new(),
+        }
+    }
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTelemetry {
+    /// Address of `/metrics` and `/healthz`; empty switches them off.
+    pub listen: String,
+    /// `logfmt` or `json`.
+    pub log_format: String,
+    /// Level, or a filter like `info,wayside::replicate=debug`.
+    pub log_level: String,
+}
+
+impl Default for RawTelemetry {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9464".into(), log_format: "logfmt".into(), log_level: "info".into() }
+    }
+}
