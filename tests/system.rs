@@ -1,4 +1,5 @@
 //! The system tests: Wayside's binaries between real servers. `tests/run` gives them what they need.
 #![allow(clippy::disallowed_methods, reason = "the system tests run on the machine's own clock")]
+#![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod servers;

@@ -136,9 +136,10 @@ impl Cluster {
     /// replicas again.
     pub fn heal(&mut self) {
         for node in &mut self.nodes {
+            node.process.take_if(|process| process.exit_status().is_some());
             match &mut node.process {
-                Some(process) if process.exit_status().is_none() => process.signal(Signal::CONT),
-                _ => node.start(),
+                Some(process) => process.signal(Signal::CONT),
+                None => node.start(),
             }
         }
         wait_until(START_DEADLINE, "all Kafka nodes joined and all replicas are in sync", || {
@@ -152,12 +153,16 @@ impl Cluster {
         });
     }
 
-    /// The partition's leader, as a node's id; `None` while there is no leader.
-    pub fn leader(&self, topic: &str, partition: i32) -> Option<usize> {
-        let metadata = self.consumer().fetch_metadata(Some(topic), Duration::from_secs(5)).ok()?;
-        let partition =
-            metadata.topics().first()?.partitions().iter().find(|found| found.id() == partition)?;
-        usize::try_from(partition.leader()).ok()
+    /// The leader of a partition, as a node's id.
+    #[track_caller]
+    pub fn leader(&self, topic: &str, partition: i32) -> usize {
+        let what = format!("{topic}-{partition} has a leader");
+        wait_until(Duration::from_secs(30), &what, || {
+            let metadata = self.consumer().fetch_metadata(Some(topic), Duration::from_secs(5)).ok()?;
+            let partition =
+                metadata.topics().first()?.partitions().iter().find(|found| found.id() == partition)?;
+            usize::try_from(partition.leader()).ok().filter(|leader| NODES.contains(leader))
+        })
     }
 
     /// Creates `topic` as the agent would: on all three nodes, two of them needed for a write.
