@@ -7,11 +7,12 @@ use wayside_tests::mosquitto::Mosquitto;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Writes `count` keyed lines with Kafka's own producer.
+/// Writes keyed lines with Kafka's own producer, patient enough for a cluster that is choosing new leaders.
 fn produce(cluster: &kafka::Cluster, topic: &str, lines: std::ops::Range<u32>) {
     let lines: String = lines.map(|n| format!("device-{}:{n}\n", n % 7)).collect();
-    let properties = ["--reader-property", "parse.key=true", "--reader-property", "key.separator=:"];
-    cluster.tool("console-producer", &[&["--topic", topic][..], &properties[..]].concat(), &lines);
+    let arguments = "--reader-property parse.key=true --reader-property key.separator=: \
+        --request-timeout-ms 5000 --message-send-max-retries 1000 --topic";
+    cluster.tool("console-producer", &arguments.split(' ').chain([topic]).collect::<Vec<_>>(), &lines);
 }
 
 #[test]

@@ -106,6 +106,11 @@ listen = \"127.0.0.1:{telemetry_port}\"
         process.kill();
     }
 
+    /// The id of the running process.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it was started").pid()
+    }
+
     /// The sum of all samples of the metric `name`, over their labels; `None` where there is none.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let page = get(self.telemetry_port, "/metrics")?;

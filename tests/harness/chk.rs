@@ -14,12 +14,12 @@ pub struct Fix {
     pub speed_mps: Option<f64>,
 }
 
-/// All solutions of a recording by their time, RFC 3339 as gpsd writes it (UTC, milliseconds).
+/// All solutions of a recording by their time, in Unix milliseconds.
 ///
 /// gpsd reports an epoch again when a further sentence improves it, so there may be several for one time.
-pub fn read(path: &Path) -> BTreeMap<String, Vec<Fix>> {
+pub fn read(path: &Path) -> BTreeMap<i64, Vec<Fix>> {
     let text = std::fs::read(path).expect("the recording is readable");
-    let mut fixes: BTreeMap<String, Vec<Fix>> = BTreeMap::new();
+    let mut fixes: BTreeMap<i64, Vec<Fix>> = BTreeMap::new();
     for line in text.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{")) {
         let report: serde_json::Value = serde_json::from_slice(line).expect("gpsd writes JSON");
         if report["class"] != "TPV" {
@@ -28,8 +28,15 @@ pub fn read(path: &Path) -> BTreeMap<String, Vec<Fix>> {
         let numbers = (report["time"].as_str(), report["lat"].as_f64(), report["lon"].as_f64());
         if let (Some(time), Some(lat_deg), Some(lon_deg)) = numbers {
             let fix = Fix { lat_deg, lon_deg, speed_mps: report["speed"].as_f64() };
-            fixes.entry(time.to_owned()).or_default().push(fix);
+            fixes.entry(unix_millis(time)).or_default().push(fix);
         }
     }
     fixes
+}
+
+/// A time in RFC 3339 as Unix milliseconds.
+#[track_caller]
+pub fn unix_millis(time: &str) -> i64 {
+    let parsed = chrono::DateTime::parse_from_rfc3339(time);
+    parsed.unwrap_or_else(|error| panic!("{time} is no time: {error}")).timestamp_millis()
 }

@@ -6,6 +6,7 @@
 mod reader;
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -196,19 +197,15 @@ impl Cluster {
     #[track_caller]
     pub fn tool(&self, tool: &str, arguments: &[&str], input: &str) -> String {
         let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
-        let (stdin, stdout) = (directory.path().join("in"), directory.path().join("out"));
+        let stdin = directory.path().join("in");
         std::fs::write(&stdin, input).expect("the temporary directory is writable");
         let mut command = kafka(tool);
-        command
-            .args(["--bootstrap-server", &self.bootstrap_servers()])
-            .args(arguments)
-            .stdin(std::fs::File::open(&stdin).expect("written above"))
-            .stdout(std::fs::File::create(&stdout).expect("the temporary directory is writable"));
-        let mut child = process::spawn(command);
-        let deadline = Duration::from_secs(60);
-        let status = wait_until(deadline, tool, || child.try_wait().expect("our own child can be asked"));
-        assert!(status.success(), "{tool} {arguments:?}: {status}");
-        String::from_utf8_lossy(&std::fs::read(&stdout).expect("created above")).into_owned()
+        command.args(["--bootstrap-server", &self.bootstrap_servers()]).args(arguments);
+        command.stdin(File::open(&stdin).expect("written above"));
+        let mut process = Process::start(tool, command, &directory.path().join("tool.log"));
+        let status = process.wait(Duration::from_secs(60));
+        assert!(status.success(), "{tool} {arguments:?}: {status}\n{}", process.log_tail());
+        process.stdout()
     }
 
     fn node(&mut self, id: usize) -> &mut Node {

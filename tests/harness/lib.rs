@@ -14,6 +14,7 @@ pub mod mqtt;
 pub mod ports;
 pub mod process;
 pub mod pty;
+pub mod sim;
 pub mod strace;
 
 use std::path::{Path, PathBuf};

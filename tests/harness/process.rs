@@ -103,14 +103,20 @@ impl Process {
         self.child.try_wait().expect("our own child can be asked")
     }
 
-    /// All that the process wrote so far.
+    /// All that the process wrote to standard error so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// All that the process wrote to standard output so far.
+    pub fn stdout(&self) -> String {
+        let path = self.log.with_extension("stdout");
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    }
+
     /// The last lines of the log, for the text of a failure.
     pub fn log_tail(&self) -> String {
-        let log = self.log();
+        let log = self.stdout() + &self.log();
         let lines: Vec<&str> = log.lines().collect();
         let tail = &lines[lines.len().saturating_sub(40)..];
         format!("--- last lines of {} ---\n{}\n---", self.name, tail.join("\n"))

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use crate::process;
+use crate::{process, wait_until};
 
 /// Whatever the agent may use to move bytes or to make them durable.
 const CALLS: &str =
@@ -23,7 +24,7 @@ pub fn command(trace: &Path) -> Command {
         "-D",
         "-f",
         "--seccomp-bpf",
-        "-qq",
+        "-q",
         "-yy",
         "-xx",
         "-s",
@@ -84,9 +85,15 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Reads what [`command`] had written.
-    pub fn read(path: &Path) -> Self {
-        Self::parse(&std::fs::read_to_string(path).expect("strace wrote its file"))
+    /// Reads what [`command`] had written, complete to the end of process `pid`.
+    #[track_caller]
+    pub fn read(path: &Path, pid: u32) -> Self {
+        let end = format!("{pid} +++ exited with ");
+        wait_until(Duration::from_secs(30), "strace has written all", || {
+            let text = std::fs::read_to_string(path).expect("strace wrote its file");
+            let is_end = |line: &str| line.replace("  ", " ").starts_with(&end);
+            text.lines().rev().take(5).any(is_end).then(|| Self::parse(&text))
+        })
     }
 
     fn parse(text: &str) -> Self {
