@@ -43,8 +43,8 @@ pub fn from_number(number: &serde_json::Number) -> Option<UnixMicros> {
 /// The time that `number` is, by its size.
 pub fn from_integer(number: u64) -> Option<UnixMicros> {
     let micros_each = match number {
-        ..100_000_000_000 => 1_000_000,
-        ..100_000_000_000_000 => 1_000,
+        0..100_000_000_000 => 1_000_000,
+        100_000_000_000..100_000_000_000_000 => 1_000,
         _ => 1,
     };
     in_range(i64::try_from(number.checked_mul(micros_each)?).ok()?)
@@ -85,10 +85,9 @@ mod tests {
         check("0", Some(0));
         // No zone: nobody knows which moment that is.
         check("2024-02-24T22:20:38", None);
-        for wrong in
-            ["", "-1", "now", "NaN", "inf", "1e300", "1969-12-31T23:59:59Z", "18446744073709551615", "1e17"]
+        for wrong in ["", "-1", "now", "NaN", "inf", "1e300", "1969-12-31T23:59:59Z", "18446744073709551615"]
         {
-            check(wrong, if wrong == "1e17" { Some(100_000_000_000_000_000) } else { None });
+            check(wrong, None);
         }
     }
 }

@@ -10,16 +10,14 @@
 //!   there is no fix for them to go with, they are one record of `raw_stream`.
 //! * Everything else, AIS among it, is a record of its own in `raw_stream`, its value the sentence with CR LF. The line end
 //!   is always that, whatever the receiver sent, because a sentence is complete with its checksum.
-//! * A well-framed sentence with a wrong checksum or without one is a dead letter, at most [`DEAD_LETTERS_MAX`] in
-//!   [`DEAD_LETTER_WINDOW`]; the next one says how many were left out.
-//! * Bytes that are no sentence (binary protocols on the same line, a wrong bit rate) are counted and skipped.
+//! * A well-framed sentence with a wrong checksum or without one is a dead letter. They come no faster than sound ones.
+//! * Bytes that are no sentence (binary protocols on the same line, a wrong bit rate) are counted and skipped: of them there
+//!   is no end.
 
 mod calendar;
 mod epoch;
 mod framer;
 mod sentence;
-
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -36,12 +34,6 @@ use crate::{
     env::Monotonic,
     record::{ContentType, DeviceId, Received, Record, StreamName, UnixMicros},
 };
-
-/// Dead letters of damaged sentences in one [`DEAD_LETTER_WINDOW`]: enough to see what is wrong with a line, and no flood
-/// from one that is bad for days.
-pub const DEAD_LETTERS_MAX: u32 = 10;
-/// See [`DEAD_LETTERS_MAX`].
-pub const DEAD_LETTER_WINDOW: Duration = Duration::from_secs(60);
 
 /// What a port's records are.
 #[derive(Clone, Debug)]
@@ -71,20 +63,14 @@ struct Output {
     route: NmeaRoute,
     epochs: Epochs,
     calendar: Calendar,
-    limiter: Limiter,
     records: Vec<Record>,
 }
 
 impl NmeaDecoder {
     /// A decoder at the start of a line.
     pub fn new(route: NmeaRoute) -> Self {
-        let output = Output {
-            route,
-            epochs: Epochs::default(),
-            calendar: Calendar::default(),
-            limiter: Limiter::default(),
-            records: Vec::new(),
-        };
+        let output =
+            Output { route, epochs: Epochs::default(), calendar: Calendar::default(), records: Vec::new() };
         Self { framer: Framer::default(), output }
     }
 
@@ -126,8 +112,8 @@ impl Output {
     fn take(&mut self, now: Monotonic, received: Received, framed: Framed<'_>) {
         let text = match framed {
             Framed::Sentence(text) => text,
-            Framed::WrongChecksum(text) => return self.damaged(now, received, "wrong checksum", text),
-            Framed::NoChecksum(text) => return self.damaged(now, received, "no checksum", text),
+            Framed::WrongChecksum(text) => return self.damaged(received, "wrong checksum", text),
+            Framed::NoChecksum(text) => return self.damaged(received, "no checksum", text),
         };
         match Sentence::parse(text) {
             Sentence::Other => {
@@ -186,39 +172,10 @@ impl Output {
         }
     }
 
-    fn damaged(&mut self, now: Monotonic, received: Received, what: &str, text: &str) {
-        let Some(left_out) = self.limiter.allow(now) else { return };
-        let reason = match left_out {
-            0 => what.to_owned(),
-            _ => format!("{what}; {left_out} damaged sentences before were left out"),
-        };
+    fn damaged(&mut self, received: Received, reason: &str, text: &str) {
         let origin = Origin { device: &self.route.device, transport: "serial", place: &self.route.port };
         let frame = Bytes::copy_from_slice(text.as_bytes());
         self.records.push(dead_letter(origin, &reason, &frame, received, usize::MAX));
-    }
-}
-
-/// Lets [`DEAD_LETTERS_MAX`] through in each [`DEAD_LETTER_WINDOW`].
-#[derive(Clone, Debug, Default)]
-struct Limiter {
-    window_start: Option<Monotonic>,
-    in_window: u32,
-    left_out: u64,
-}
-
-impl Limiter {
-    /// `Some(left out since the last that went through)` if one more may go through.
-    fn allow(&mut self, now: Monotonic) -> Option<u64> {
-        if self.window_start.is_none_or(|start| now >= start + DEAD_LETTER_WINDOW) {
-            self.window_start = Some(now);
-            self.in_window = 0;
-        }
-        if self.in_window == DEAD_LETTERS_MAX {
-            self.left_out += 1;
-            return None;
-        }
-        self.in_window += 1;
-        Some(std::mem::take(&mut self.left_out))
     }
 }
 
