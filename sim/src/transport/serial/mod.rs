@@ -3,6 +3,8 @@
 mod line;
 mod noise;
 mod pty;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -150,27 +152,4 @@ fn numbered(link: &Path, number: usize) -> PathBuf {
     let mut numbered = link.as_os_str().to_owned();
     numbered.push(format!(".{number}"));
     numbered.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uids_differ_between_devices_streams_and_seeds() {
-        let mut all: Vec<String> = [("occupancy", 1), ("occupancy", 2), ("vehicle-positions", 1)]
-            .into_iter()
-            .flat_map(|(stream, seed)| device_ids(stream, seed, 100))
-            .collect();
-        assert!(all.iter().all(|id| id.len() == 16));
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 300);
-    }
-
-    #[test]
-    fn lines_after_the_first_are_numbered() {
-        assert_eq!(numbered(Path::new("/tmp/tty"), 0), Path::new("/tmp/tty"));
-        assert_eq!(numbered(Path::new("/tmp/tty"), 2), Path::new("/tmp/tty.2"));
-    }
 }
