@@ -27,7 +27,12 @@ async fn gateway(port: &Path, seen: &std::sync::Mutex<BTreeMap<u64, Vec<u32>>>) 
         }
         // The gateway's timers are at most this coarse.
         let _ = tokio::time::timeout(Duration::from_millis(5), reader.readable()).await;
-        let Ok(length) = reader.try_read(&mut bytes) else { continue };
+        let length = match reader.try_read(&mut bytes) {
+            Ok(length) if length > 0 => length,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            // The line has ended.
+            _ => return std::future::pending().await,
+        };
         let (mut greeted, mut taken) = (Vec::new(), Vec::new());
         gateway.receive(now_us, &bytes[..length], |event| match event {
             Event::Hello(device) if device.needs_accept => greeted.push((device.uid, device.boot)),
