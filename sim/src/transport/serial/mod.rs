@@ -50,7 +50,7 @@ pub fn device_ids(stream: &str, seed: u64, devices: usize) -> Vec<String> {
 fn uid(stream: &str, seed: u64, index: usize) -> u64 {
     // "WS", the seed's low half word, the stream's first letter, the index.
     let stream = u64::from(stream.bytes().next().unwrap_or(0));
-    0x5753 << 48 | (seed & 0xffff) << 32 | stream << 24 | (index as u64 + 1)
+    (0x5753 << 48) | ((seed & 0xffff) << 32) | (stream << 24) | (index as u64 + 1)
 }
 
 /// All lines of a run.
@@ -82,7 +82,7 @@ impl Lines {
         let per_line = args.per_line as usize;
         let permits: Vec<_> = (0..devices).map(|_| Arc::new(Semaphore::new(MAX_UNACKED))).collect();
         // A device's boot number must be new at each start: not the seed's, but the clock's, with steps of a millisecond.
-        let boot = u32::try_from(unix_micros() / 1000 & u64::from(u32::MAX)).unwrap_or(0);
+        let boot = u32::try_from((unix_micros() / 1000) & u64::from(u32::MAX)).unwrap_or(0);
         let mut queues = Vec::new();
         let mut tasks = JoinSet::new();
         for first in (0..devices).step_by(per_line) {

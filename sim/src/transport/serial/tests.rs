@@ -84,12 +84,12 @@ async fn check_delivery(noise: f64, slips: f64, readings: u64) {
 
 #[tokio::test]
 async fn readings_cross_a_clean_line_once_and_in_order() {
-    check_delivery(0.0, 0.0, 60).await;
+    Box::pin(check_delivery(0.0, 0.0, 60)).await;
 }
 
 #[tokio::test]
 async fn readings_cross_a_noisy_line_once_and_in_order() {
-    check_delivery(1e-4, 3e-4, 40).await;
+    Box::pin(check_delivery(1e-4, 3e-4, 40)).await;
 }
 
 #[tokio::test]
