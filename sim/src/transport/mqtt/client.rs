@@ -65,14 +65,17 @@ impl Client {
                     clean = false;
                     match self.serve(stream, input, &mut session).await {
                         End::Finished => return,
-                        End::Lost(error) => error,
+                        End::Lost(error) => {
+                            self.tally.reconnecting();
+                            tracing::warn!(client_id = self.client_id, %error, "lost the broker");
+                            error
+                        }
                     }
                 }
                 Ok(Err(error)) => error,
                 Err(_) => io::ErrorKind::TimedOut.into(),
             };
-            self.tally.reconnecting();
-            tracing::warn!(client_id = self.client_id, error = %lost, "lost the broker");
+            tracing::debug!(client_id = self.client_id, error = %lost, "connecting again");
             if began.elapsed() > RETRY_MAX {
                 delay = RETRY_MIN;
             }
