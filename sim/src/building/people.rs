@@ -362,6 +362,7 @@ mod tests {
     fn the_building_dips_at_lunch_and_is_empty_at_night_and_on_weekends() {
         let mut hours = [[0.0; 24]; 2];
         live(28, 4, |population| {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 23")]
             let hour = (population.now().rem_euclid(DAY) / HOUR) as usize;
             let inside: u32 = population.counts().iter().sum();
             hours[usize::from(!population.is_workday())][hour] += f64::from(inside);

@@ -9,7 +9,7 @@ use rand::Rng as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use super::BrokerUrl;
 use super::session::{Item, Send, Session};
@@ -65,14 +65,17 @@ impl Client {
                     clean = false;
                     match self.serve(stream, input, &mut session).await {
                         End::Finished => return,
-                        End::Lost(error) => error,
+                        End::Lost(error) => {
+                            self.tally.reconnecting();
+                            tracing::warn!(client_id = self.client_id, %error, "lost the broker");
+                            error
+                        }
                     }
                 }
                 Ok(Err(error)) => error,
                 Err(_) => io::ErrorKind::TimedOut.into(),
             };
-            self.tally.reconnecting();
-            tracing::warn!(client_id = self.client_id, error = %lost, "lost the broker");
+            tracing::debug!(client_id = self.client_id, error = %lost, "connecting again");
             if began.elapsed() > RETRY_MAX {
                 delay = RETRY_MIN;
             }
@@ -126,7 +129,7 @@ impl Client {
     ) -> io::Result<()> {
         let (mut reader, mut writer) = stream.split();
         let mut output = BytesMut::with_capacity(OUT_BUFFER);
-        let mut pings = interval(PING_EVERY);
+        let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut more = true;

@@ -2,6 +2,8 @@
 
 mod client;
 pub mod session;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use std::fmt;
@@ -210,26 +212,5 @@ impl Fleet {
         self.flush();
         self.clients.clear();
         while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn broker_urls_name_host_port_and_login() {
-        let check = |url: &str, host: &str, port, login: Option<(&str, &str)>| {
-            let login = login.map(|(user, password)| Login { user: user.into(), password: password.into() });
-            assert_eq!(url.parse(), Ok(BrokerUrl { host: host.into(), port, login }), "{url}");
-        };
-        check("mqtt://localhost", "localhost", 1883, None);
-        check("mqtt://10.0.0.7:1884/", "10.0.0.7", 1884, None);
-        check("mqtt://[::1]:1884", "::1", 1884, None);
-        check("mqtt://[fe80::1]", "fe80::1", 1883, None);
-        check("mqtt://me:p@ss@host:1", "host", 1, Some(("me", "p@ss")));
-        for wrong in ["localhost", "mqtts://host", "mqtt://", "mqtt://host:port", "mqtt://host/path"] {
-            assert!(wrong.parse::<BrokerUrl>().is_err(), "{wrong}");
-        }
     }
 }

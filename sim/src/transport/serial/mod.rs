@@ -3,6 +3,8 @@
 mod line;
 mod noise;
 mod pty;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +50,7 @@ pub fn device_ids(stream: &str, seed: u64, devices: usize) -> Vec<String> {
 fn uid(stream: &str, seed: u64, index: usize) -> u64 {
     // "WS", the seed's low half word, the stream's first letter, the index.
     let stream = u64::from(stream.bytes().next().unwrap_or(0));
-    0x5753 << 48 | (seed & 0xffff) << 32 | stream << 24 | (index as u64 + 1)
+    (0x5753 << 48) | ((seed & 0xffff) << 32) | (stream << 24) | (index as u64 + 1)
 }
 
 /// All lines of a run.
@@ -80,7 +82,7 @@ impl Lines {
         let per_line = args.per_line as usize;
         let permits: Vec<_> = (0..devices).map(|_| Arc::new(Semaphore::new(MAX_UNACKED))).collect();
         // A device's boot number must be new at each start: not the seed's, but the clock's, with steps of a millisecond.
-        let boot = u32::try_from(unix_micros() / 1000 & u64::from(u32::MAX)).unwrap_or(0);
+        let boot = u32::try_from((unix_micros() / 1000) & u64::from(u32::MAX)).unwrap_or(0);
         let mut queues = Vec::new();
         let mut tasks = JoinSet::new();
         for first in (0..devices).step_by(per_line) {
@@ -150,27 +152,4 @@ fn numbered(link: &Path, number: usize) -> PathBuf {
     let mut numbered = link.as_os_str().to_owned();
     numbered.push(format!(".{number}"));
     numbered.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uids_differ_between_devices_streams_and_seeds() {
-        let mut all: Vec<String> = [("occupancy", 1), ("occupancy", 2), ("vehicle-positions", 1)]
-            .into_iter()
-            .flat_map(|(stream, seed)| device_ids(stream, seed, 100))
-            .collect();
-        assert!(all.iter().all(|id| id.len() == 16));
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 300);
-    }
-
-    #[test]
-    fn lines_after_the_first_are_numbered() {
-        assert_eq!(numbered(Path::new("/tmp/tty"), 0), Path::new("/tmp/tty"));
-        assert_eq!(numbered(Path::new("/tmp/tty"), 2), Path::new("/tmp/tty.2"));
-    }
 }

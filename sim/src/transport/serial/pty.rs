@@ -11,12 +11,14 @@ use anyhow::{Context, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 
 /// The wire's end of a pseudo-terminal; the other end is opened by its symbolic link, which goes when this is dropped.
 #[derive(Debug)]
 pub(super) struct Pty {
-    wire: AsyncFd<OwnedFd>,
+    wire: OwnedFd,
+    /// The same file. tokio's pipes read whatever file they are given; `AsyncFd` would do the same with `unsafe`.
+    reader: pipe::Receiver,
     /// Held open so that the line stays up when its reader goes, as a cable does.
     _port: OwnedFd,
     port_path: PathBuf,
@@ -49,7 +51,8 @@ impl Pty {
             Err(_) => {}
         }
         symlink(&port_path, link).with_context(|| format!("cannot make the link {}", link.display()))?;
-        Ok(Self { wire: AsyncFd::register(wire)?, _port: port, port_path, link: link.to_owned() })
+        let reader = pipe::Receiver::from_owned_fd_unchecked(wire.try_clone()?)?;
+        Ok(Self { wire, reader, _port: port, port_path, link: link.to_owned() })
     }
 
     /// Waits for bytes from the port's user and reads them; cancel safe.
@@ -58,9 +61,10 @@ impl Pty {
     /// The operating system's; the line is of no more use.
     pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let mut ready = self.wire.readable().await?;
-            if let Ok(read) = ready.try_io(|wire| Ok(rustix::io::read(wire, &mut *buffer)?)) {
-                return read;
+            self.reader.readable().await?;
+            match self.reader.try_read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
             }
         }
     }
@@ -71,7 +75,7 @@ impl Pty {
     /// The operating system's; the line is of no more use.
     pub(super) fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match rustix::io::write(self.wire.get_ref(), bytes) {
+            match rustix::io::write(&self.wire, bytes) {
                 Ok(written) => bytes = &bytes[written..],
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(error.into()),
