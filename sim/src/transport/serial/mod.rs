@@ -2,7 +2,7 @@
 
 mod line;
 mod noise;
-mod pty;
+pub(crate) mod pty;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
