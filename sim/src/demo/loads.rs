@@ -71,23 +71,15 @@ impl Load {
         (self.tail.sent, self.tail.acknowledged)
     }
 
-    /// Waits until it has ended, with everything that it sent acknowledged.
+    /// Whether it has ended, with everything that it sent acknowledged.
     ///
     /// # Errors
-    /// Something was not, or it failed: what it printed.
-    pub(super) async fn finish(&mut self) -> anyhow::Result<()> {
-        let status = self.child.wait().await?;
+    /// It ended otherwise: what it printed.
+    pub(super) fn has_ended(&mut self) -> anyhow::Result<bool> {
+        let Some(status) = self.child.try_wait()? else { return Ok(false) };
         let printed = std::fs::read_to_string(self.ledger.with_extension("log")).unwrap_or_default();
         ensure!(status.success(), "the load of {} failed ({status}):\n{printed}", self.plan.name);
-        Ok(())
-    }
-
-    /// Whether it has ended.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub(super) fn has_ended(&mut self) -> anyhow::Result<bool> {
-        Ok(self.child.try_wait()?.is_some())
+        Ok(true)
     }
 }
 

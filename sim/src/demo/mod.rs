@@ -208,6 +208,9 @@ impl Stage {
     async fn until(&mut self, moment: Instant, phase: &'static str) -> anyhow::Result<()> {
         while Instant::now() < moment {
             self.agent.check()?;
+            for load in &mut self.loads {
+                load.has_ended()?;
+            }
             self.show(phase).await;
         }
         Ok(())
@@ -225,9 +228,6 @@ impl Stage {
             for load in &mut self.loads {
                 running |= !load.has_ended()?;
             }
-        }
-        for load in &mut self.loads {
-            load.finish().await?;
         }
         // Not longer than allowed, for the verdict says it better than an error.
         while Instant::now() < deadline && self.agent.health().await.is_none_or(|health| health.backlog() > 0)

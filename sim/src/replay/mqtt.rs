@@ -199,3 +199,40 @@ async fn drive(mut events: EventLoop, flight: Flight) -> anyhow::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{embedded::mqtt::EmbeddedMqtt, ledger::Ledger};
+
+    #[tokio::test]
+    async fn every_good_line_is_published_and_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ledger_path) = (dir.path().join("hfp.dump"), dir.path().join("ledger"));
+        let topic = "/hfp/v2/deadrun/ongoing/vp/bus/0018/01029";
+        let good = format!("2024-02-13T16:33:00Z {topic} {{\"VP\":{{\"tsi\":1}}}}\r\n");
+        // The same line twice: recordings repeat.
+        std::fs::write(&file, [&good, &good, "rubbish\n", "\n", "\u{fffd}\n", good.trim_end()].concat())
+            .unwrap();
+        let broker = EmbeddedMqtt::start().unwrap();
+        let url = broker.url_v4().parse().unwrap();
+        let ledger = LedgerWriter::create(&ledger_path).unwrap();
+        let outcome = play(&[file], &url, Speed::Max, "vehicle-positions", Some(&ledger)).await.unwrap();
+        ledger.close().unwrap();
+        assert_eq!((outcome.published, outcome.acknowledged, outcome.bad_lines), (3, 3, 2));
+
+        let ledger = Ledger::read(&[ledger_path]).unwrap();
+        let entries = &ledger.device("vehicle-positions", "0018/01029").unwrap().entries;
+        let id = Id::of_payload(b"{\"VP\":{\"tsi\":1}}");
+        assert_eq!(entries.len(), 3);
+        assert!(entries.iter().all(|entry| entry.id == id && entry.acked_micros().is_some()));
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_an_error() {
+        let broker = EmbeddedMqtt::start().unwrap();
+        let url = broker.url_v4().parse().unwrap();
+        let missing = [PathBuf::from("/nonexistent/hfp.dump")];
+        assert!(play(&missing, &url, Speed::Max, "s", None).await.is_err());
+    }
+}

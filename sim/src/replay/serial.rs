@@ -1,27 +1,23 @@
 //! Plays a recording's bytes into a pseudo-terminal, at the pace of a serial line.
 
 use std::{
-    fs::{self, File},
-    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    fs::File,
+    io::{BufRead, BufReader, ErrorKind, Read},
     mem::MaybeUninit,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
-    path::{Path, PathBuf},
+    os::fd::OwnedFd,
+    path::Path,
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use rustix::{
-    fs::{Mode, OFlags, inotify},
+    fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
     io::Errno,
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{OptionalActions, tcgetattr, tcsetattr},
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Speed;
+use crate::transport::serial::pty::Pty;
 
 /// How finely the bytes of a second are spread: about what a UART's FIFO holds at 115 200 bit/s.
 const TICK: Duration = Duration::from_millis(5);
@@ -57,7 +53,7 @@ pub(super) async fn play(file: &Path, link: &Path, baud: u32, speed: Speed) -> a
         // The page that is read at once bounds the memory when everything is due.
         let part = recording.by_ref().take(due.min(4096)).read_to_end(&mut pending);
         part.with_context(|| format!("cannot read {}", file.display()))?;
-        let written = line.write(&pending)?;
+        let written = line.pty.try_write(&pending)?;
         pending.drain(..written);
         played += written as u64;
         if written == 0 || speed != Speed::Max {
@@ -66,7 +62,7 @@ pub(super) async fn play(file: &Path, link: &Path, baud: u32, speed: Speed) -> a
     }
     let mut empty_since = Instant::now();
     while empty_since.elapsed() < DRAINED {
-        if line.unread()? > 0 {
+        if line.pty.unread()? > 0 {
             ensure!(line.has_reader()?, "the reader of {} went away before the end", link.display());
             empty_since = Instant::now();
         }
@@ -89,53 +85,33 @@ fn bytes_due(elapsed: Duration, baud: u32, speed: Speed) -> u64 {
     }
 }
 
-/// A pseudo-terminal with a name; the name goes with it.
+/// A pseudo-terminal, and whether somebody has opened it.
 struct Line {
-    /// Our end, non-blocking.
-    master: File,
-    /// The reader's end. Held open, for it is where one sees what is unread, and an exclusive reader lets nobody in later.
-    slave: OwnedFd,
-    /// Tells who opens and closes the reader's end.
+    pty: Pty,
+    /// Tells who opens and closes the port. The port itself tells nothing while we hold it open, and we must: it is where
+    /// one sees what is unread, and an exclusive reader would let nobody in later.
     watch: OwnedFd,
     readers: i64,
-    link: PathBuf,
 }
 
 impl Line {
     fn open(link: &Path) -> anyhow::Result<Self> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-            .context("cannot make a pseudo-terminal")?;
-        grantpt(&master)?;
-        unlockpt(&master)?;
-        rustix::io::ioctl_fionbio(&master, true)?;
-        let mut settings = tcgetattr(&master)?;
-        // Bytes as they are, from the first one on: no echo, no line ends translated.
-        settings.make_raw();
-        tcsetattr(&master, OptionalActions::Now, &settings)?;
-        let name = ptsname(&master, Vec::new())?;
-        let slave = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
-            .context("cannot open the pseudo-terminal")?;
-        let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let events =
-            inotify::WatchFlags::OPEN | inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE;
-        inotify::add_watch(&watch, &name, events)?;
-        // What a killed run left behind is replaced, anything else is somebody's.
-        if fs::symlink_metadata(link).is_ok_and(|found| found.is_symlink()) && fs::metadata(link).is_err() {
-            fs::remove_file(link).with_context(|| format!("cannot replace {}", link.display()))?;
-        }
-        let target = Path::new(std::ffi::OsStr::from_bytes(name.as_bytes()));
-        std::os::unix::fs::symlink(target, link)
-            .with_context(|| format!("cannot make the link {}", link.display()))?;
-        Ok(Self { master: File::from(master), slave, watch, readers: 0, link: link.to_owned() })
+        let watch = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let events = WatchFlags::OPEN | WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE;
+        let pty = Pty::open_with(link, |port| {
+            inotify::add_watch(&watch, port, events).context("cannot watch the pseudo-terminal")?;
+            Ok(())
+        })?;
+        Ok(Self { pty, watch, readers: 0 })
     }
 
-    /// Whether somebody beside us has the reader's end open.
+    /// Whether somebody beside us has the port open.
     fn has_reader(&mut self) -> anyhow::Result<bool> {
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let mut events = inotify::Reader::new(&self.watch, &mut buffer);
         loop {
             match events.next() {
-                Ok(event) if event.events().contains(inotify::ReadFlags::OPEN) => self.readers += 1,
+                Ok(event) if event.events().contains(ReadFlags::OPEN) => self.readers += 1,
                 Ok(_) => self.readers -= 1,
                 Err(Errno::AGAIN) => return Ok(self.readers > 0),
                 Err(error) => return Err(error).context("cannot watch the pseudo-terminal"),
@@ -143,46 +119,24 @@ impl Line {
         }
     }
 
-    /// Writes as much as the line takes now.
-    fn write(&mut self, bytes: &[u8]) -> anyhow::Result<usize> {
-        if bytes.is_empty() {
-            return Ok(0);
-        }
-        match self.master.write(bytes) {
-            Ok(written) => Ok(written),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
-            Err(error) => Err(error).context("cannot write to the pseudo-terminal"),
-        }
-    }
-
     /// A receiver that is only played back takes no commands; unread ones would block their sender.
-    fn discard_input(&mut self) -> anyhow::Result<()> {
+    fn discard_input(&self) -> anyhow::Result<()> {
         let mut buffer = [0; 1024];
         loop {
-            match self.master.read(&mut buffer) {
+            match self.pty.try_read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => bail!("cannot read from the pseudo-terminal: {error}"),
+                Err(error) => return Err(error).context("cannot read from the pseudo-terminal"),
             }
         }
-    }
-
-    /// Bytes that wait for the reader.
-    fn unread(&self) -> anyhow::Result<u64> {
-        Ok(rustix::io::ioctl_fionread(self.slave.as_fd())?)
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        // Nobody is left to be told.
-        let _ = fs::remove_file(&self.link);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Plays `bytes` to a reader that takes them in small pieces.
@@ -231,27 +185,15 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
     }
 
-    #[test]
-    fn a_reader_that_goes_away_ends_the_replay() {
+    #[tokio::test]
+    async fn readers_are_seen_coming_and_going() {
         let dir = tempfile::tempdir().unwrap();
-        let (file, link) = (dir.path().join("recording"), dir.path().join("tty"));
-        fs::write(&file, vec![b'x'; 100_000]).unwrap();
+        let link = dir.path().join("tty");
         let mut line = Line::open(&link).unwrap();
         assert!(!line.has_reader().unwrap());
         let reader = File::open(&link).unwrap();
         assert!(line.has_reader().unwrap());
         drop(reader);
         assert!(!line.has_reader().unwrap());
-    }
-
-    #[test]
-    fn a_link_left_behind_is_replaced_and_a_file_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let link = dir.path().join("tty");
-        std::os::unix::fs::symlink("/nonexistent/terminal", &link).unwrap();
-        drop(Line::open(&link).unwrap());
-        fs::write(&link, "mine").unwrap();
-        assert!(Line::open(&link).is_err());
-        assert_eq!(fs::read(&link).unwrap(), b"mine");
     }
 }

@@ -52,17 +52,30 @@ impl ConsumerOptions {
     }
 }
 
-/// The streams that have a topic in `environment`.
-///
-/// # Errors
-/// The cluster does not answer.
-pub(super) fn streams_of(options: &ConsumerOptions, environment: &str) -> anyhow::Result<Vec<String>> {
-    let consumer = options.consumer()?;
-    let metadata = consumer
-        .fetch_metadata(None, METADATA_TIMEOUT)
-        .with_context(|| format!("no answer from Kafka at {}", options.bootstrap))?;
-    let stream = |topic: &str| topic.strip_prefix(environment)?.strip_prefix('.').map(str::to_owned);
-    Ok(metadata.topics().iter().filter_map(|topic| stream(topic.name())).collect())
+/// Finds the topics of an environment.
+pub(super) struct TopicList {
+    consumer: BaseConsumer,
+}
+
+impl TopicList {
+    /// Of this cluster.
+    ///
+    /// # Errors
+    /// A setting that librdkafka does not know.
+    pub(super) fn new(options: &ConsumerOptions) -> anyhow::Result<Self> {
+        Ok(Self { consumer: options.consumer()? })
+    }
+
+    /// The streams that have a topic in `environment` now.
+    ///
+    /// # Errors
+    /// The cluster does not answer.
+    pub(super) fn streams(&self, environment: &str) -> anyhow::Result<Vec<String>> {
+        let metadata =
+            self.consumer.fetch_metadata(None, METADATA_TIMEOUT).context("no answer from Kafka")?;
+        let stream = |topic: &str| topic.strip_prefix(environment)?.strip_prefix('.').map(str::to_owned);
+        Ok(metadata.topics().iter().filter_map(|topic| stream(topic.name())).collect())
+    }
 }
 
 /// Which moment is a record's arrival.

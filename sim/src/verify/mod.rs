@@ -25,17 +25,24 @@ mod core;
 mod kafka;
 mod partition;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io::IsTerminal,
     path::PathBuf,
     process::ExitCode,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use self::kafka::TopicList;
 pub use self::{
     core::{Delivery, Verifier},
     kafka::{Arrival, ConsumerOptions, TopicReader},
@@ -46,6 +53,8 @@ use crate::{ledger::Ledger, load::duration};
 
 /// How long a ledger must not have grown before `--follow` asks whether it is complete.
 const QUIET: Duration = Duration::from_secs(3);
+/// How often `--follow` looks for new topics and at the ledgers.
+const ROUND: Duration = Duration::from_secs(1);
 /// A cluster that says nothing for so long is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -165,57 +174,113 @@ pub fn follow(
     ledgers: &[PathBuf],
     timeout: Duration,
 ) -> anyhow::Result<Report> {
-    let deadline = Instant::now() + timeout;
-    let progress = progress_bar(0);
-    let mut readers: Vec<TopicReader> = Vec::new();
-    let mut deliveries: Vec<Delivery> = Vec::new();
-    let (mut sizes, mut grown_at) = (Vec::new(), Instant::now());
-    let mut judged = None;
-    loop {
-        for stream in kafka::streams_of(options, environment)? {
-            if readers.iter().all(|r| r.stream() != stream) {
-                let mut reader = TopicReader::new(options, environment, &stream, Arrival::Consumed)?;
-                reader.open()?;
-                readers.push(reader);
-            }
-        }
-        for _ in 0..10 {
-            for reader in &mut readers {
-                reader.read_to_end(SILENCE_MAX, |delivery| deliveries.push(delivery))?;
-            }
-        }
-        progress.set_position(deliveries.len() as u64);
-        let sizes_now: Vec<u64> =
-            ledgers.iter().map(|path| std::fs::metadata(path).map_or(0, |file| file.len())).collect();
-        if sizes_now != sizes {
-            (sizes, grown_at) = (sizes_now, Instant::now());
-        }
-        let over = Instant::now() >= deadline;
-        let quiet = grown_at.elapsed() >= QUIET && judged != Some(deliveries.len());
-        if over || quiet {
-            judged = Some(deliveries.len());
-            let verifier = judge(ledgers, &readers, &deliveries)?;
-            let complete = verifier.missing() == 0 && verifier.unacknowledged() == 0;
-            if over || complete {
-                progress.finish_and_clear();
-                return Ok(verifier.report());
-            }
-        }
-    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let report = Follower::new(options, environment, ledgers, scope, &over)
+            .and_then(|follower| follower.run(Instant::now() + timeout));
+        over.store(true, Ordering::Relaxed);
+        report
+    })
 }
 
-fn judge(ledgers: &[PathBuf], readers: &[TopicReader], deliveries: &[Delivery]) -> anyhow::Result<Verifier> {
-    let mut verifier = Verifier::new();
-    verifier.add_ledger(&Ledger::read(ledgers)?);
-    let named: Vec<String> = verifier.stream_names().map(str::to_owned).collect();
-    let is_named = |stream: &str| named.iter().any(|name| name == stream);
-    for reader in readers.iter().filter(|r| is_named(r.stream())) {
-        if let Some(count) = reader.partitions() {
-            verifier.set_partitions(reader.stream(), count);
+/// One thread a topic consumes, so that no topic's records wait for another's; this one asks whether it is over.
+struct Follower<'scope, 'env> {
+    options: &'env ConsumerOptions,
+    environment: &'env str,
+    ledgers: &'env [PathBuf],
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    over: &'env AtomicBool,
+    topics: TopicList,
+    /// Streams consumed, with their partition counts.
+    streams: Vec<(String, i32)>,
+    found: mpsc::Sender<anyhow::Result<Delivery>>,
+    arrivals: mpsc::Receiver<anyhow::Result<Delivery>>,
+}
+
+impl<'scope, 'env> Follower<'scope, 'env> {
+    fn new(
+        options: &'env ConsumerOptions,
+        environment: &'env str,
+        ledgers: &'env [PathBuf],
+        scope: &'scope std::thread::Scope<'scope, 'env>,
+        over: &'env AtomicBool,
+    ) -> anyhow::Result<Self> {
+        let (found, arrivals) = mpsc::channel();
+        let topics = TopicList::new(options)?;
+        Ok(Self { options, environment, ledgers, scope, over, topics, streams: Vec::new(), found, arrivals })
+    }
+
+    fn run(mut self, deadline: Instant) -> anyhow::Result<Report> {
+        let progress = progress_bar(0);
+        let mut deliveries = Vec::new();
+        let (mut sizes, mut grown_at) = (Vec::new(), Instant::now());
+        let mut judged = None;
+        loop {
+            self.consume_new_topics()?;
+            let round = Instant::now() + ROUND;
+            while let Some(left) = round.checked_duration_since(Instant::now())
+                && let Ok(delivery) = self.arrivals.recv_timeout(left)
+            {
+                deliveries.push(delivery?);
+            }
+            progress.set_position(deliveries.len() as u64);
+            let sizes_now: Vec<u64> = self
+                .ledgers
+                .iter()
+                .map(|path| std::fs::metadata(path).map_or(0, |file| file.len()))
+                .collect();
+            if sizes_now != sizes {
+                (sizes, grown_at) = (sizes_now, Instant::now());
+            }
+            let over = Instant::now() >= deadline;
+            // A ledger that is empty or not there yet is one that has not begun.
+            let quiet = grown_at.elapsed() >= QUIET && sizes.iter().all(|size| *size > 0);
+            let state = Some((deliveries.len(), sizes.clone()));
+            if over || (quiet && judged != state) {
+                judged = state;
+                let verifier = self.judge(&deliveries)?;
+                if over || (verifier.missing() == 0 && verifier.unacknowledged() == 0) {
+                    progress.finish_and_clear();
+                    return Ok(verifier.report());
+                }
+            }
         }
     }
-    deliveries.iter().filter(|d| is_named(&d.stream)).for_each(|d| verifier.delivered(d));
-    Ok(verifier)
+
+    fn consume_new_topics(&mut self) -> anyhow::Result<()> {
+        for stream in self.topics.streams(self.environment)? {
+            if self.streams.iter().any(|(known, _)| *known == stream) {
+                continue;
+            }
+            let mut reader = TopicReader::new(self.options, self.environment, &stream, Arrival::Consumed)?;
+            let Some(partitions) = reader.open()? else { continue };
+            self.streams.push((stream, partitions));
+            let (found, over) = (self.found.clone(), self.over);
+            self.scope.spawn(move || {
+                // Nobody receives what is found when it is over.
+                while !over.load(Ordering::Relaxed) {
+                    let read = reader.read_to_end(SILENCE_MAX, |delivery| drop(found.send(Ok(delivery))));
+                    if let Err(error) = read {
+                        let _ = found.send(Err(error));
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn judge(&self, deliveries: &[Delivery]) -> anyhow::Result<Verifier> {
+        let mut verifier = Verifier::new();
+        verifier.add_ledger(&Ledger::read(self.ledgers)?);
+        let named: Vec<String> = verifier.stream_names().map(str::to_owned).collect();
+        let is_named = |stream: &str| named.iter().any(|name| name == stream);
+        for (stream, partitions) in self.streams.iter().filter(|(stream, _)| is_named(stream)) {
+            verifier.set_partitions(stream, *partitions);
+        }
+        deliveries.iter().filter(|d| is_named(&d.stream)).for_each(|d| verifier.delivered(d));
+        Ok(verifier)
+    }
 }
 
 /// On standard error, and only where a person looks at it.

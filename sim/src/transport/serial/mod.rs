@@ -2,7 +2,7 @@
 
 mod line;
 mod noise;
-mod pty;
+pub(crate) mod pty;
 #[cfg(test)]
 mod tests;
 

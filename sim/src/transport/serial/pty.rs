@@ -15,12 +15,12 @@ use tokio::net::unix::pipe;
 
 /// The wire's end of a pseudo-terminal; the other end is opened by its symbolic link, which goes when this is dropped.
 #[derive(Debug)]
-pub(super) struct Pty {
+pub(crate) struct Pty {
     wire: OwnedFd,
     /// The same file. tokio's pipes read whatever file they are given; `AsyncFd` would do the same with `unsafe`.
     reader: pipe::Receiver,
     /// Held open so that the line stays up when its reader goes, as a cable does.
-    _port: OwnedFd,
+    port: OwnedFd,
     port_path: PathBuf,
     link: PathBuf,
 }
@@ -30,7 +30,18 @@ impl Pty {
     ///
     /// # Errors
     /// The operating system's, and when `link` is something else than a symbolic link.
-    pub(super) fn open(link: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(link: &Path) -> anyhow::Result<Self> {
+        Self::open_with(link, |_| Ok(()))
+    }
+
+    /// As [`open`](Self::open), and calls `prepare` with the port's device file before anybody can find it by its link.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and those of `prepare`.
+    pub(crate) fn open_with(
+        link: &Path,
+        prepare: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let open = || -> rustix::io::Result<(OwnedFd, OwnedFd, PathBuf)> {
             let wire = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
             grantpt(&wire)?;
@@ -45,6 +56,7 @@ impl Pty {
             Ok((wire, port, PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()))))
         };
         let (wire, port, port_path) = open().context("cannot make a pseudo-terminal")?;
+        prepare(&port_path)?;
         match fs::symlink_metadata(link) {
             Ok(found) if !found.is_symlink() => bail!("{} is in the way", link.display()),
             Ok(_) => fs::remove_file(link).with_context(|| format!("cannot replace {}", link.display()))?,
@@ -52,7 +64,7 @@ impl Pty {
         }
         symlink(&port_path, link).with_context(|| format!("cannot make the link {}", link.display()))?;
         let reader = pipe::Receiver::from_owned_fd_unchecked(wire.try_clone()?)?;
-        Ok(Self { wire, reader, _port: port, port_path, link: link.to_owned() })
+        Ok(Self { wire, reader, port, port_path, link: link.to_owned() })
     }
 
     /// Waits for bytes from the port's user and reads them; cancel safe.
@@ -69,16 +81,42 @@ impl Pty {
         }
     }
 
+    /// Bytes on the port that its user has not read.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn unread(&self) -> io::Result<u64> {
+        Ok(rustix::io::ioctl_fionread(&self.port)?)
+    }
+
+    /// Reads what the port's user has written, if anything.
+    ///
+    /// # Errors
+    /// The operating system's; `WouldBlock` when there is nothing.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.wire, buffer)?)
+    }
+
+    /// Puts as many bytes on the wire as the port's buffer takes, and says how many.
+    ///
+    /// # Errors
+    /// The operating system's; the line is of no more use.
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match rustix::io::write(&self.wire, bytes) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(0),
+            written => Ok(written?),
+        }
+    }
+
     /// Puts bytes on the wire. What the port's buffer does not take is lost: a wire does not wait for its reader.
     ///
     /// # Errors
     /// The operating system's; the line is of no more use.
     pub(super) fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match rustix::io::write(&self.wire, bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
+            match self.try_write(bytes)? {
+                0 => return Ok(()),
+                written => bytes = &bytes[written..],
             }
         }
         Ok(())
