@@ -114,7 +114,8 @@ partitions = 4
         }
     }
     let url = broker.url();
-    let arguments = ["replay", "--mqtt", &url, "--qos", "1"].map(std::ffi::OsStr::new);
+    let arguments =
+        ["replay", "--mqtt", &url, "--speed", "max", "--stream", "hfp", "--hfp"].map(std::ffi::OsStr::new);
     let mut replay = Load::start(arguments.into_iter().chain(dumps.iter().map(|dump| dump.as_os_str())));
     replay.finish(DEADLINE);
 
