@@ -18,8 +18,8 @@ pub struct Batch {
 
 /// Gathers records into batches until a commit takes them all.
 ///
-/// A batch is closed by the commit that takes it, so its linger is the commit's window; by size it is closed by
-/// [`Batcher::is_full`], which makes the commit start early.
+/// A batch is closed by the commit that takes it: its linger is the commit's window, its size what starts a commit early
+/// (`commit.batch_bytes`).
 #[derive(Debug, Default)]
 pub struct Batcher {
     open: BTreeMap<(StreamName, PartitionId), Vec<Record>>,
@@ -58,5 +58,51 @@ impl Batcher {
             .into_iter()
             .map(|((stream, partition), records)| Batch { stream, partition, records })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::{ContentType, DeviceId, Received};
+
+    fn record(stream: &str, value: &str) -> Record {
+        Record {
+            stream: StreamName::new(stream).unwrap(),
+            device: DeviceId::new("d").unwrap(),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            content_type: ContentType::OctetStream,
+            event_time: None,
+            received: Received::default(),
+            device_seq: None,
+            headers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn records_of_a_partition_keep_their_order() {
+        let mut batcher = Batcher::default();
+        for (partition, value) in [(1, "a"), (0, "b"), (1, "c")] {
+            batcher.push(PartitionId(partition), record("s", value));
+        }
+        let batches = batcher.take();
+        let values: Vec<_> = batches
+            .iter()
+            .map(|batch| {
+                (batch.partition.0, batch.records.iter().map(|r| r.value.to_vec()).collect::<Vec<_>>())
+            })
+            .collect();
+        assert_eq!(values, [(0, vec![b"b".to_vec()]), (1, vec![b"a".to_vec(), b"c".to_vec()])]);
+    }
+
+    #[test]
+    fn a_taken_batcher_counts_from_zero() {
+        let mut batcher = Batcher::default();
+        batcher.push(PartitionId(0), record("s", "a"));
+        assert!(batcher.size_bytes() > 0);
+        batcher.take();
+        assert_eq!((batcher.size_bytes(), batcher.record_count(), batcher.is_empty()), (0, 0, true));
     }
 }

@@ -4,19 +4,23 @@
 //! # Layout: the journey of a record, one module per word
 //! * [`source`]: bytes in, acknowledgements out
 //! * [`decode`]: device, stream, event time and the value as Kafka gets it
+//! * [`partition`]: a device always in the same place
 //! * [`batch`]: records of one (stream, partition) together
 //! * [`commit`]: many batches, one sync, then the acknowledgement
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! Around it: [`config`], [`record`], [`env`], [`telemetry`].
+//! [`pipeline`] joins them. Around it: [`config`], [`record`], [`env`], [`telemetry`], [`cli`].
 
 pub mod batch;
+pub mod cli;
 pub mod commit;
 pub mod config;
 pub mod decode;
 pub mod env;
 pub mod log;
+pub mod partition;
+pub mod pipeline;
 pub mod record;
 pub mod replicate;
 pub mod source;

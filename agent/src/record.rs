@@ -205,6 +205,8 @@ pub mod header {
     pub const ORIGIN: &str = "wayside.origin";
     /// `<schema>.<rev>` of a native frame whose value is its postcard body.
     pub const SCHEMA: &str = "wayside.schema";
+    /// Input of a native device that raw bytes came from, decimal.
+    pub const PORT: &str = "wayside.port";
     /// Restart epoch of a native device; with `wayside.seq` the identity of the frame.
     pub const BOOT: &str = "wayside.boot";
 }

@@ -1,11 +1,57 @@
 //! The log: one per gateway, a sequence of epochs that hold the batches of all partitions in arrival order.
+//!
+//! # What is where
+//! * [`store`]: the engines that keep epochs of entries, behind one trait
+//! * `entry`: an entry's bytes: header, checksum, compression
+//! * `group` and `checkpoint`: what an entry holds
+//! * `append`, `reader`, `recovery`, `retention`: what becomes of them
+//! * [`inspect`]: a look from outside
+//!
+//! # Invariants
+//! * An epoch starts with a checkpoint, so that it needs no other epoch; the newest one is never deleted.
+//! * The id of a new epoch is the end of what is durable. What an older epoch holds from there on was never
+//!   acknowledged and was written again: a reader ignores it.
+//! * Every start of the agent begins a new epoch with its first commit. To go on in the old one would mean to write
+//!   behind a tail that a power cut may have left in any state; a new one costs a directory.
+//! * No sequence number and no offset is given out twice, whatever became of the disk. An epoch holds at most
+//!   [`EPOCH_ENTRIES_MAX`] entries, so that behind an epoch that is damaged the sequence goes on at its id plus that;
+//!   offsets then go on where none can have been (see [`Recovery::skipped`]).
 
+mod append;
+mod checkpoint;
+mod entry;
+mod group;
+pub mod inspect;
+mod metrics;
+mod reader;
+mod recovery;
+mod retention;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use crate::record::{Offset, PartitionId, Record, StreamName};
+use crate::{
+    config::Compression,
+    record::{Offset, PartitionId, Record, StreamName},
+};
+use append::Pending;
+use checkpoint::NextOffsets;
+use entry::EntryCodec;
+use group::Names;
+pub use metrics::LogMetrics;
+use reader::Continuity;
+pub use recovery::Recovery;
 pub use store::EntrySeq;
+use store::{EpochId, EpochStore, StoreError};
+
+/// Most entries in an epoch, checkpoint included; what the sequence skips behind a damaged epoch.
+pub const EPOCH_ENTRIES_MAX: u64 = 4096;
+
+/// Largest record that the log takes, in bytes as [`Record::size_bytes`] counts: alone in a group that does not
+/// compress it still fits an entry.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 
 /// A batch with its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +79,9 @@ pub struct BatchGroup {
 ///
 /// Only [`Log::sync`] makes one, after the store's `fdatasync` returned, and nothing but it can become an
 /// [`Acknowledgement`](crate::commit::Acknowledgement).
+/// ```compile_fail
+/// let forged = wayside::log::CommitReceipt { _private: () };
+/// ```
 #[derive(Debug)]
 pub struct CommitReceipt {
     _private: (),
@@ -49,6 +98,9 @@ pub struct Committed {
 
 /// Entries that the log had and has no more, found by a gap in the sequence or a checksum. Counted and reported; the
 /// reader goes on behind them.
+///
+/// Where the end of an epoch is gone nobody knows how far it went, and the range reaches to where the log went on: it
+/// bounds the loss from above.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostEntries {
     /// First entry that is gone.
@@ -68,4 +120,159 @@ pub struct ReadOutcome {
     pub next: EntrySeq,
     /// What is missing between `from` and `next`.
     pub lost: Vec<LostEntries>,
+}
+
+/// How to write.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Compression of entries. Entries written otherwise stay readable.
+    pub compression: Compression,
+    /// Bytes of a group before compression at which the next one is begun. 64 KiB at most: it must fit an entry.
+    pub group_bytes: usize,
+    /// A position that is known to be used: that of the replication cursor, 0 if none. A log that finds itself before
+    /// it has lost its end unnoticed (a disk that lied about a sync) and goes on from here, so that the cursor does not
+    /// take new entries for replicated ones.
+    pub next_seq_min: EntrySeq,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { compression: Compression::default(), group_bytes: 64 * 1024, next_seq_min: EntrySeq(0) }
+    }
+}
+
+/// The store could not do it. What was appended stays in memory and nothing durable is gone: the caller frees space if
+/// [`LogError::is_no_space`], waits, and calls again.
+#[derive(Debug, thiserror::Error)]
+#[error("the log's store failed")]
+pub struct LogError(#[from] StoreError);
+
+impl LogError {
+    /// Whether the disk is full: only [`Log::trim`] or the operator can help.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.0, StoreError::NoSpace { .. })
+    }
+}
+
+/// What the log holds, for metrics and bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogStats {
+    /// Bytes on the device, an estimate.
+    pub size_bytes: u64,
+    /// Epochs present.
+    pub epochs: usize,
+    /// Position of the first entry that is still there.
+    pub first: EntrySeq,
+    /// Position behind the last durable entry.
+    pub end: EntrySeq,
+    /// Bytes that wait in memory for the next sync, as they will be stored.
+    pub pending_bytes: usize,
+    /// Groups that wait in memory for the next sync.
+    pub pending_groups: usize,
+}
+
+/// The log. One thread owns it; every call may block on the disk.
+pub struct Log {
+    store: Box<dyn EpochStore>,
+    options: LogOptions,
+    metrics: LogMetrics,
+    codec: EntryCodec,
+    names: Names,
+    /// Body of the entry that is being encoded.
+    raw: Vec<u8>,
+    /// Epochs present, ascending.
+    epochs: Vec<EpochId>,
+    /// Whether the last of `epochs` is open for writing.
+    writing: bool,
+    /// Position behind the last durable entry.
+    end: EntrySeq,
+    boot: u64,
+    /// Next offset of every partition, what waits in `pending` included.
+    offsets: NextOffsets,
+    /// Appended, not durable.
+    pending: Vec<Pending>,
+    /// Durable, not yet handed out: by a sync that failed after it had made a part durable.
+    committed: Vec<Arc<BatchGroup>>,
+    continuity: Continuity,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// Opens the log that `store` keeps, in a time that depends on its newest epoch alone. Damage is put aside, counted
+    /// and told, and never a reason to refuse.
+    ///
+    /// # Errors
+    /// [`LogError`] when the store cannot list or read at all, or when a full disk keeps it from opening the newest
+    /// epoch. The caller waits and tries again.
+    pub fn open(
+        mut store: Box<dyn EpochStore>,
+        options: LogOptions,
+        metrics: LogMetrics,
+    ) -> Result<(Self, Recovery), LogError> {
+        assert!(
+            (1..=append::GROUP_BYTES_MAX).contains(&options.group_bytes),
+            "group_bytes is checked with the config"
+        );
+        let mut codec = EntryCodec::new(options.compression);
+        let mut names = Names::default();
+        let recovered = recovery::recover(store.as_mut(), &mut codec, &mut names, options.next_seq_min)?;
+        let log = Self {
+            store,
+            codec,
+            names,
+            raw: Vec::new(),
+            epochs: recovered.epochs,
+            writing: false,
+            end: recovered.report.end,
+            boot: recovered.report.boot,
+            offsets: recovered.offsets,
+            pending: Vec::new(),
+            committed: Vec::new(),
+            continuity: Continuity::default(),
+            options,
+            metrics,
+        };
+        let quarantined = recovered.report.quarantined.len();
+        log.metrics.quarantined.inc_by(u64::try_from(quarantined).unwrap_or(u64::MAX));
+        log.metrics.damaged_entries.inc_by(recovered.report.damaged_entries);
+        log.update_gauges();
+        Ok((log, recovered.report))
+    }
+
+    /// Position behind the last durable entry.
+    pub fn end(&self) -> EntrySeq {
+        self.end
+    }
+
+    /// Position of the first entry that is still there; [`Log::end`] when there is none.
+    pub fn first(&self) -> EntrySeq {
+        self.epochs.first().map_or(self.end, |epoch| epoch.0.min(self.end))
+    }
+
+    /// Starts of the agent on this log, this one included.
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
+    /// What the log holds.
+    pub fn stats(&self) -> LogStats {
+        LogStats {
+            size_bytes: self.store.size_bytes(),
+            epochs: self.epochs.len(),
+            first: self.first(),
+            end: self.end,
+            pending_bytes: self.pending.iter().map(Pending::stored_bytes).sum(),
+            pending_groups: self.pending.len(),
+        }
+    }
+
+    fn update_gauges(&self) {
+        self.metrics.epochs.set(i64::try_from(self.epochs.len()).unwrap_or(i64::MAX));
+        self.metrics.size_bytes.set(i64::try_from(self.store.size_bytes()).unwrap_or(i64::MAX));
+    }
 }

@@ -1,1 +1,80 @@
 //! Replicate: batches in order per partition from the log to Kafka, and the cursor that says how far.
+//!
+//! What was just committed is sent from memory; behind that, the log is read. A record leaves the log only when Kafka
+//! has acknowledged it with all in-sync replicas, however long that takes, over restarts of the agent and of Kafka.
+//!
+//! * [`Replicator`] decides (no thread, no socket, no file), [`run`] drives it on a thread of its own.
+//! * [`Cluster`] is the seam to Kafka: [`KafkaCluster`] over librdkafka, [`simulated`] for tests.
+//! * [`LogReader`] is the seam to the log.
+//! * [`cursor`] is the file with the state that survives a restart.
+//!
+//! # What is promised
+//! At least once: no acknowledged record is lost. In order: the first occurrence of each record in its partition comes
+//! in the order of the local offsets, so a consumer that skips what is not above the last `wayside.offset` it saw of a
+//! gateway and partition sees each record once, in order. For that the producer is idempotent, and after *any* failed
+//! delivery it is thrown away with all that it still holds, and everything from the cursor on is sent again.
+//!
+//! # What is dropped
+//! Only a record that Kafka can never take: sent alone it was refused for its size, its timestamp (also with the
+//! receive time instead) or its contents. It would hold up all others for ever. It is counted by reason and logged.
+//!
+//! # Known weakness
+//! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
+//! stay in flight; once they fill `in_flight_bytes`, the other partitions wait too. Their data is safe in the log.
+
+pub mod cluster;
+pub mod cursor;
+mod driver;
+mod kafka;
+mod lane;
+mod metrics;
+mod properties;
+mod replicator;
+pub mod simulated;
+mod topics;
+
+use std::fmt;
+
+pub use cluster::Cluster;
+pub use cursor::Cursor;
+pub use driver::{Replicate, Summary, run};
+pub use kafka::KafkaCluster;
+pub use metrics::{HealthSnapshot, ReplicateHealth, ReplicateMetrics};
+pub use properties::{PROTECTED_PROPERTIES, check_properties};
+pub use replicator::{LogEnd, PartitionsOf, ReadRequest, Replicator, Settings};
+
+use crate::log::{EntrySeq, ReadOutcome};
+
+/// The log cannot answer now: it is shutting down or busy with damage. The replicator asks again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log does not answer")]
+pub struct LogUnavailable;
+
+/// The replicator's way to the log, from its own thread.
+pub trait LogReader: Send {
+    /// Durable entries from `from` on, until they exceed `limit_bytes` of records; at least one if there is one. Blocks.
+    ///
+    /// Entries below the log's first one were trimmed after Kafka had them: they are not `lost`, `next` just passes
+    /// them. So a cursor that is older than the last trim, or none at all, does no harm.
+    ///
+    /// # Errors
+    /// [`LogUnavailable`]; try again later.
+    fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogUnavailable>;
+
+    /// Kafka has everything below `acknowledged`, and the cursor says so durably: the log may delete it.
+    fn trim(&mut self, acknowledged: EntrySeq);
+}
+
+impl fmt::Debug for Replicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replicator")
+            .field("cursor", &self.cursor())
+            .field("in_flight_records", &self.in_flight_records())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+pub(crate) mod tests;

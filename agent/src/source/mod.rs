@@ -3,11 +3,45 @@
 //! Each source is one task that owns its connection. It numbers what it submits with [`Ticket`]s and answers its device
 //! only for an [`Acknowledgement`], which nothing but a completed sync can make.
 
+pub mod backoff;
+pub mod metrics;
+pub mod mqtt;
+pub mod serial;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::{collections::VecDeque, fmt, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::{commit::Acknowledgement, record::Record};
+use crate::{
+    commit::Acknowledgement,
+    env::{Clock, Entropy},
+    record::Record,
+};
+use metrics::{SourceCounters, SourceHealth};
+
+/// What the pipeline gives a source to run with.
+pub struct SourceContext {
+    /// Where records go and acknowledgements come from.
+    pub intake: Intake,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Jitter.
+    pub entropy: Box<dyn Entropy>,
+    /// The source's own metrics.
+    pub counters: SourceCounters,
+    /// Where the source says how it is.
+    pub health: SourceHealth,
+    /// Becomes `true` when the source shall take no more, answer what it took and return.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+impl fmt::Debug for SourceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceContext").field("intake", &self.intake).finish_non_exhaustive()
+    }
+}
 
 /// Number of a submission of one source: 1, 2, 3, ... in the order of [`Intake::submit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +55,10 @@ pub struct SourceIndex(pub(crate) usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the pipeline takes no more records")]
 pub struct IntakeClosed;
+
+/// Room in the intake for records that are not handed over yet.
+#[derive(Debug)]
+pub struct Reservation(OwnedSemaphorePermit);
 
 /// Records of one frame on their way to the batch stage. Its bytes stay counted until the commit has them.
 #[derive(Debug)]
@@ -76,13 +114,43 @@ impl Intake {
     /// # Errors
     /// [`IntakeClosed`] once the pipeline shuts down: nothing was taken, nothing will be acknowledged.
     pub async fn submit(&mut self, records: Vec<Record>) -> Result<Ticket, IntakeClosed> {
+        let room = self.reserve(&records).await?;
+        self.submit_reserved(room, records)
+    }
+
+    /// Waits for the room that `records` need. The future owns all it needs, so that a source can wait for room and for
+    /// acknowledgements at once; dropping it gives the place in the queue back.
+    ///
+    /// # Errors
+    /// [`IntakeClosed`] once the pipeline shuts down.
+    pub fn reserve(
+        &self,
+        records: &[Record],
+    ) -> impl Future<Output = Result<Reservation, IntakeClosed>> + Send + use<> {
         let size_bytes: usize = records.iter().map(Record::size_bytes).sum();
         // A frame larger than the whole bound passes alone instead of never.
         let share = u32::try_from(size_bytes.min(self.limit_bytes)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.bytes).acquire_many_owned(share).await.map_err(|_| IntakeClosed)?;
+        let bytes = Arc::clone(&self.bytes);
+        async move { bytes.acquire_many_owned(share).await.map(Reservation).map_err(|_| IntakeClosed) }
+    }
+
+    /// Hands over `records` in the room that [`Intake::reserve`] found for them.
+    ///
+    /// # Errors
+    /// [`IntakeClosed`] once the pipeline shuts down: nothing was taken, nothing will be acknowledged.
+    pub fn submit_reserved(
+        &mut self,
+        room: Reservation,
+        records: Vec<Record>,
+    ) -> Result<Ticket, IntakeClosed> {
         let ticket = Ticket(self.next);
         self.events
-            .send(IntakeEvent::Submission(Submission { source: self.source, ticket, records, permit }))
+            .send(IntakeEvent::Submission(Submission {
+                source: self.source,
+                ticket,
+                records,
+                permit: room.0,
+            }))
             .map_err(|_| IntakeClosed)?;
         self.next += 1;
         Ok(ticket)
@@ -121,9 +189,9 @@ impl<T> Default for Unacknowledged<T> {
 }
 
 impl<T> Unacknowledged<T> {
-    /// Notes that `answer` waits for `ticket`, which is later than all before.
+    /// Notes that `answer` waits for `ticket`, which is not earlier than any before; several answers may wait for one.
     pub fn push(&mut self, ticket: Ticket, answer: T) {
-        debug_assert!(self.waiting.back().is_none_or(|(last, _)| *last < ticket), "tickets ascend");
+        debug_assert!(self.waiting.back().is_none_or(|(last, _)| *last <= ticket), "tickets ascend");
         self.waiting.push_back((ticket, answer));
     }
 
@@ -143,8 +211,8 @@ impl<T> Unacknowledged<T> {
         self.waiting.is_empty()
     }
 
-    /// Forgets all, because the connection that they would be answered on is gone.
-    pub fn clear(&mut self) {
-        self.waiting.clear();
+    /// Takes all out unanswered, because the connection that they would be answered on is gone.
+    pub fn abandon(&mut self) -> impl Iterator<Item = T> {
+        self.waiting.drain(..).map(|(_, answer)| answer)
     }
 }

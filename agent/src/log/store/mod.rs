@@ -4,6 +4,11 @@
 //! dense sequence number. Nothing above this trait knows which engine runs; offsets, checksums, retention, recovery and
 //! quarantine belong to the log above. Every engine passes the one contract suite in `contract.rs`.
 
+#[cfg(test)]
+pub(in crate::log) mod contract;
+pub mod simulated;
+pub mod sled;
+
 use std::fmt;
 
 /// Position of an entry in the log, dense over all epochs, from 0. The id of an epoch is that of its first entry.
@@ -91,8 +96,14 @@ pub trait EpochStore: Send {
     /// [`StoreError::Io`].
     fn epochs(&mut self) -> Result<Vec<EpochId>, StoreError>;
 
+    /// Epochs put aside by [`quarantine`](Self::quarantine), now or before, ascending: their ids are used up.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    fn quarantined(&mut self) -> Result<Vec<EpochId>, StoreError>;
+
     /// Creates the epoch and opens it for writing; the one open before is closed. Durable, with its directory entry,
-    /// at the latest when the first [`sync`](Self::sync) returns.
+    /// when the first [`sync`](Self::sync) returns; an epoch that never got so far is not there after a restart.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`], [`StoreError::HandleDead`], [`StoreError::Io`]; nothing is open for writing then.
@@ -115,10 +126,11 @@ pub trait EpochStore: Send {
     fn wants_roll(&self) -> bool;
 
     /// Entries of `epoch` from `from` on, ascending, until `limit_bytes` are exceeded or the epoch ends; at least one
-    /// if there is one. Also reads the epoch open for writing, including what is not synced yet.
+    /// if there is one. Also reads the epoch open for writing, including what is not synced yet. A part that does not
+    /// read may be left out: the log looks for holes.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if the epoch will not open or a page of it will not read.
+    /// [`StoreError::Damaged`] if the epoch will not open; any other error may pass by waiting or freeing space.
     fn read(
         &mut self,
         epoch: EpochId,

@@ -1,0 +1,225 @@
+//! Append and sync: batches get their offsets, become entries in memory, and entries become durable.
+
+use std::sync::Arc;
+
+use super::{
+    BatchGroup, CommitReceipt, Committed, EPOCH_ENTRIES_MAX, EntrySeq, Log, LogBatch, LogError,
+    RECORD_BYTES_MAX,
+    checkpoint::{Checkpoint, NextOffsets},
+    entry::{Entry, EntryKind, RAW_BYTES_MAX},
+    group::{self, BATCH_BYTES_MAX, RECORDS_PER_GROUP_MAX},
+    store::{EpochId, StoreError},
+};
+use crate::{
+    batch::Batch,
+    record::{Offset, PartitionId, Record, StreamName},
+};
+
+/// Largest [`super::LogOptions::group_bytes`].
+pub(super) const GROUP_BYTES_MAX: usize = 64 * 1024;
+
+/// The count in front of the directory.
+const DIRECTORY_BYTES_MAX: usize = 5;
+
+// A group is closed before it grows over its bound, or holds a single record, whose headers may still take a part of
+// the rest.
+const _: () = assert!(GROUP_BYTES_MAX <= RAW_BYTES_MAX);
+const _: () = assert!(DIRECTORY_BYTES_MAX + BATCH_BYTES_MAX + RECORD_BYTES_MAX + 16 * 1024 <= RAW_BYTES_MAX);
+
+/// A group that is encoded and waits for its place.
+#[derive(Debug)]
+pub(super) struct Pending {
+    batches: Vec<LogBatch>,
+    entry: Entry,
+    /// Where the last attempt put it.
+    seq: EntrySeq,
+}
+
+impl Pending {
+    pub(super) fn stored_bytes(&self) -> usize {
+        self.entry.stored_bytes()
+    }
+}
+
+/// Cuts batches into groups that fit an entry.
+#[derive(Debug)]
+struct Grouper {
+    limit_bytes: usize,
+    bytes: usize,
+    records: usize,
+    batches: Vec<LogBatch>,
+}
+
+impl Grouper {
+    fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, bytes: DIRECTORY_BYTES_MAX, records: 0, batches: Vec::new() }
+    }
+
+    fn is_full_for(&self, bytes: usize) -> bool {
+        self.records > 0 && (self.bytes + bytes > self.limit_bytes || self.records == RECORDS_PER_GROUP_MAX)
+    }
+
+    /// A group holds a partition once. Batches come sorted, so the scan is for callers that do not sort.
+    fn holds(&self, stream: &StreamName, partition: PartitionId) -> bool {
+        let key = (stream, partition);
+        self.batches.last().is_some_and(|last| (&last.stream, last.partition) >= key)
+            && self.batches.iter().any(|b| (&b.stream, b.partition) == key)
+    }
+
+    fn begin_batch(&mut self, stream: &StreamName, partition: PartitionId, base_offset: Offset) {
+        self.bytes += BATCH_BYTES_MAX;
+        self.batches.push(LogBatch { stream: stream.clone(), partition, base_offset, records: Vec::new() });
+    }
+
+    fn push(&mut self, bytes: usize, record: Record) {
+        self.bytes += bytes;
+        self.records += 1;
+        self.batches.last_mut().expect("begin_batch comes first").records.push(record);
+    }
+
+    fn take(&mut self) -> Vec<LogBatch> {
+        std::mem::replace(self, Self::new(self.limit_bytes)).batches
+    }
+}
+
+impl Log {
+    /// Takes batches: gives their records offsets, dense by (stream, partition), and keeps them in memory until
+    /// [`Log::sync`] has made them durable. Batches without records are ignored.
+    ///
+    /// # Panics
+    /// When a record does not fit an entry: sources let none through that is over [`RECORD_BYTES_MAX`].
+    pub fn append(&mut self, batches: Vec<Batch>) {
+        let mut grouper = Grouper::new(self.options.group_bytes);
+        for batch in batches {
+            if batch.records.is_empty() {
+                continue;
+            }
+            if grouper.holds(&batch.stream, batch.partition) {
+                self.encode_group(grouper.take());
+            }
+            let key = (batch.stream, batch.partition);
+            let mut next = self.offsets.next(&key);
+            let mut begun = false;
+            for record in batch.records {
+                let bytes = group::record_bytes_max(&record);
+                let head_bytes = if begun { 0 } else { BATCH_BYTES_MAX };
+                if grouper.is_full_for(bytes + head_bytes) {
+                    self.encode_group(grouper.take());
+                    begun = false;
+                }
+                if !begun {
+                    grouper.begin_batch(&key.0, key.1, next);
+                    begun = true;
+                }
+                grouper.push(bytes, record);
+                next = Offset(next.0 + 1);
+            }
+            self.offsets.set(key, next);
+        }
+        if grouper.records > 0 {
+            self.encode_group(grouper.take());
+        }
+    }
+
+    fn encode_group(&mut self, batches: Vec<LogBatch>) {
+        group::encode(&batches, &mut self.raw);
+        let entry = self.codec.encode(EntryKind::Group, &self.raw);
+        self.pending.push(Pending { batches, entry, seq: EntrySeq(0) });
+    }
+
+    /// Makes everything appended before durable. When the store fails, everything not durable is written again to a new
+    /// epoch, once.
+    ///
+    /// # Errors
+    /// [`LogError`] when that failed too: nothing is lost, all of it stays in memory, and the caller tries again after a
+    /// delay. A later success hands out what became durable in between.
+    pub fn sync(&mut self) -> Result<Committed, LogError> {
+        if let Err(error) = self.write_pending() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "commit goes on in a new epoch");
+            self.metrics.sync_failures.inc();
+            self.writing = false;
+            if let Err(error) = self.write_pending() {
+                self.metrics.sync_failures.inc();
+                self.writing = false;
+                self.update_gauges();
+                return Err(error.into());
+            }
+        }
+        self.update_gauges();
+        Ok(Committed { receipt: CommitReceipt { _private: () }, groups: std::mem::take(&mut self.committed) })
+    }
+
+    fn write_pending(&mut self) -> Result<(), StoreError> {
+        let mut seq = self.end;
+        // Of the pending groups how many are in the store.
+        let mut written = 0;
+        while written < self.pending.len() {
+            if !self.writing || self.store.wants_roll() || self.epoch_is_full(seq) {
+                if written > 0 {
+                    // What the old epoch got becomes durable before the new one begins, whose id says so.
+                    self.store.sync()?;
+                    self.complete(written, seq);
+                    written = 0;
+                }
+                seq = self.begin_epoch()?;
+            }
+            let pending = &mut self.pending[written];
+            pending.seq = seq;
+            self.store.append(seq, pending.entry.seal(seq))?;
+            self.metrics.written_bytes.inc_by(pending.entry.stored_bytes() as u64);
+            seq = seq.next();
+            written += 1;
+        }
+        if written > 0 {
+            self.store.sync()?;
+            self.complete(written, seq);
+        }
+        Ok(())
+    }
+
+    fn epoch_is_full(&self, seq: EntrySeq) -> bool {
+        self.epochs.last().is_some_and(|epoch| seq.0 - epoch.0.0 >= EPOCH_ENTRIES_MAX)
+    }
+
+    /// Creates the epoch that begins at the end of what is durable; returns the position behind its checkpoint.
+    fn begin_epoch(&mut self) -> Result<EntrySeq, StoreError> {
+        self.writing = false;
+        let epoch = EpochId(self.end);
+        if self.epochs.last() == Some(&epoch) {
+            // Its handle died before anything in it was durable.
+            self.store.delete(epoch)?;
+            self.epochs.pop();
+        }
+        self.store.create(epoch)?;
+        self.epochs.push(epoch);
+        self.writing = true;
+        let checkpoint = Checkpoint { boot: self.boot, offsets: self.offsets_before_pending() };
+        let mut seq = self.end;
+        for part in checkpoint.encode() {
+            let mut entry = self.codec.encode(EntryKind::Checkpoint, &part);
+            self.store.append(seq, entry.seal(seq))?;
+            self.metrics.written_bytes.inc_by(entry.stored_bytes() as u64);
+            seq = seq.next();
+        }
+        Ok(seq)
+    }
+
+    /// The offsets as they were before the first pending group.
+    fn offsets_before_pending(&self) -> NextOffsets {
+        let mut offsets = self.offsets.clone();
+        for batch in self.pending.iter().rev().flat_map(|p| &p.batches) {
+            offsets.set((batch.stream.clone(), batch.partition), batch.base_offset);
+        }
+        offsets
+    }
+
+    /// The first `written` pending groups are durable, and `end` is behind them.
+    fn complete(&mut self, written: usize, end: EntrySeq) {
+        self.end = end;
+        self.metrics.syncs.inc();
+        for pending in self.pending.drain(..written) {
+            self.metrics.payload_bytes.inc_by(pending.entry.raw_bytes() as u64);
+            self.committed.push(Arc::new(BatchGroup { seq: pending.seq, batches: pending.batches }));
+        }
+    }
+}

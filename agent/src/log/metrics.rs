@@ -1,0 +1,88 @@
+//! What the log tells about itself.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Upper bounds of the sync histogram, in seconds: from a good SSD to an SD card in garbage collection.
+const SYNC_SECONDS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
+
+/// Metrics of the log. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LogMetrics {
+    pub(super) syncs: Counter,
+    pub(super) sync_failures: Counter,
+    pub(super) sync_seconds: Histogram,
+    pub(super) written_bytes: Counter,
+    pub(super) payload_bytes: Counter,
+    pub(super) epochs: Gauge,
+    pub(super) size_bytes: Gauge,
+    pub(super) quarantined: Counter,
+    pub(super) lost_entries: Counter,
+    pub(super) damaged_entries: Counter,
+}
+
+impl LogMetrics {
+    /// Creates the metrics and names them in `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            syncs: Counter::default(),
+            sync_failures: Counter::default(),
+            sync_seconds: Histogram::new(SYNC_SECONDS),
+            written_bytes: Counter::default(),
+            payload_bytes: Counter::default(),
+            epochs: Gauge::default(),
+            size_bytes: Gauge::default(),
+            quarantined: Counter::default(),
+            lost_entries: Counter::default(),
+            damaged_entries: Counter::default(),
+        };
+        registry.register("log_syncs", "Syncs that made entries durable", metrics.syncs.clone());
+        registry.register(
+            "log_sync_failures",
+            "Attempts to make entries durable that failed; each is repeated",
+            metrics.sync_failures.clone(),
+        );
+        registry.register(
+            "log_sync_seconds",
+            "Time of a commit: entries to the store and fdatasync",
+            metrics.sync_seconds.clone(),
+        );
+        registry.register(
+            "log_written_bytes",
+            "Bytes given to the store, compressed, checkpoints included",
+            metrics.written_bytes.clone(),
+        );
+        registry.register(
+            "log_payload_bytes",
+            "Bytes of groups made durable, before compression",
+            metrics.payload_bytes.clone(),
+        );
+        registry.register("log_epochs", "Epochs present", metrics.epochs.clone());
+        registry.register("log_size_bytes", "Bytes of all epochs on the device", metrics.size_bytes.clone());
+        registry.register(
+            "log_quarantined_epochs",
+            "Epochs that could not be read and were put aside",
+            metrics.quarantined.clone(),
+        );
+        registry.register(
+            "log_lost_entries",
+            "Upper bound of the entries found missing or damaged by readers",
+            metrics.lost_entries.clone(),
+        );
+        registry.register(
+            "log_damaged_entries",
+            "Entries that were there and did not pass their checks",
+            metrics.damaged_entries.clone(),
+        );
+        metrics
+    }
+
+    /// Notes how long a call of [`super::Log::sync`] took: the log knows no clock, its driver does.
+    pub fn observe_sync(&self, took: Duration) {
+        self.sync_seconds.observe(took.as_secs_f64());
+    }
+}

@@ -1,0 +1,175 @@
+//! Read: durable groups in order, and word of what is missing between them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    BatchGroup, EntrySeq, Log, LogError, LostEntries, ReadOutcome,
+    entry::{EntryError, EntryKind},
+    group,
+    store::{StoreError, StoredEntry},
+};
+use crate::record::{Offset, PartitionId, StreamName};
+
+/// Bytes that a stored byte becomes, about: so much less is asked of the store than the caller wants to have.
+const EXPANSION: usize = 4;
+
+/// What the reader knows of what it has read: offsets must go on where they stopped.
+#[derive(Debug, Default)]
+pub(super) struct Continuity {
+    /// Where the last read ended; a read that starts elsewhere knows nothing.
+    next: EntrySeq,
+    expected: BTreeMap<(StreamName, PartitionId), Offset>,
+    /// Losses below were counted: a reader that goes back must not count them again.
+    counted: EntrySeq,
+}
+
+impl Continuity {
+    fn start(&mut self, from: EntrySeq) {
+        if self.next != from {
+            self.expected.clear();
+        }
+    }
+
+    /// Checks a group against those before it; says what is wrong with its offsets.
+    fn check(&mut self, group: &BatchGroup) -> Option<String> {
+        let mut wrong = None;
+        for batch in &group.batches {
+            let end = Offset(batch.base_offset.0 + i64::try_from(batch.records.len()).unwrap_or(i64::MAX));
+            let key = (batch.stream.clone(), batch.partition);
+            let expected = self.expected.insert(key, end);
+            if let Some(expected) = expected.filter(|e| *e != batch.base_offset) {
+                wrong = Some(format!(
+                    "{}/{} goes on at offset {} instead of {expected}",
+                    batch.stream, batch.partition, batch.base_offset
+                ));
+            }
+        }
+        wrong
+    }
+}
+
+impl Log {
+    /// Durable groups from `from` on, at least one if there is one, until they have `limit_bytes` before compression;
+    /// one group may go over. What is missing or damaged is in [`ReadOutcome::lost`], and `next` is behind it; an epoch
+    /// that cannot be opened is put aside. Makes progress unless `from` is the end.
+    ///
+    /// Each record's value is a slice of its group's buffer, which lives as long as one of them.
+    ///
+    /// # Errors
+    /// [`LogError`] when the store cannot read now (no descriptor, a full disk) but may later: the caller waits and
+    /// asks again.
+    pub fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogError> {
+        let mut outcome = ReadOutcome { next: from, ..ReadOutcome::default() };
+        let mut raw_bytes = 0;
+        self.continuity.start(from);
+        while outcome.next < self.end && (outcome.groups.is_empty() || raw_bytes < limit_bytes) {
+            let index = self.epochs.partition_point(|epoch| epoch.0 <= outcome.next);
+            let epoch_end = self.epochs.get(index).map_or(self.end, |following| following.0.min(self.end));
+            let Some(&epoch) = index.checked_sub(1).and_then(|i| self.epochs.get(i)) else {
+                self.lose(&mut outcome, epoch_end, "before the first epoch".into());
+                continue;
+            };
+            let stored_limit = (limit_bytes.saturating_sub(raw_bytes) / EXPANSION).max(1);
+            match self.store.read(epoch, outcome.next, stored_limit) {
+                Ok(entries) => {
+                    let mut at_end = true;
+                    for stored in entries.into_iter().take_while(|stored| stored.seq < epoch_end) {
+                        at_end = false;
+                        if !outcome.groups.is_empty() && raw_bytes >= limit_bytes {
+                            break;
+                        }
+                        raw_bytes += self.take(&mut outcome, stored);
+                    }
+                    if at_end && outcome.next < epoch_end {
+                        self.lose(&mut outcome, epoch_end, format!("{epoch} ends before"));
+                    }
+                }
+                Err(StoreError::Damaged { reason, .. }) => {
+                    tracing::error!(%epoch, reason, "an epoch cannot be read; put aside");
+                    if let Err(error) = self.store.quarantine(epoch) {
+                        return self.unless_empty(outcome, error);
+                    }
+                    self.writing &= index != self.epochs.len();
+                    self.epochs.remove(index - 1);
+                    self.metrics.quarantined.inc();
+                    self.update_gauges();
+                    self.lose(&mut outcome, epoch_end, reason);
+                }
+                Err(error) => return self.unless_empty(outcome, error),
+            }
+        }
+        self.continuity.next = outcome.next;
+        Ok(outcome)
+    }
+
+    /// Takes one entry into the outcome; returns its bytes before compression.
+    fn take(&mut self, outcome: &mut ReadOutcome, stored: StoredEntry) -> usize {
+        let seq = stored.seq;
+        if seq > outcome.next {
+            self.lose(outcome, seq, "missing in the epoch".into());
+        }
+        let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| match kind {
+            // Offsets may go on elsewhere behind a loss, which the sequence tells of.
+            EntryKind::Checkpoint => Ok((raw.len(), None)),
+            EntryKind::Group => {
+                group::decode(&raw, &mut self.names).map(|batches| (raw.len(), Some(batches)))
+            }
+        });
+        self.accept(
+            outcome,
+            seq,
+            decoded.map(|(bytes, batches)| (bytes, batches.map(|batches| BatchGroup { seq, batches }))),
+        )
+    }
+
+    fn accept(
+        &mut self,
+        outcome: &mut ReadOutcome,
+        seq: EntrySeq,
+        decoded: Result<(usize, Option<BatchGroup>), EntryError>,
+    ) -> usize {
+        match decoded {
+            Ok((bytes, group)) => {
+                outcome.next = seq.next();
+                if let Some(group) = group {
+                    if let Some(wrong) = self.continuity.check(&group) {
+                        tracing::error!(%seq, wrong, "offsets do not go on where they stopped");
+                        outcome.lost.push(LostEntries { first: seq, end: seq, reason: wrong });
+                    }
+                    outcome.groups.push(Arc::new(group));
+                }
+                bytes
+            }
+            Err(error) => {
+                if seq >= self.continuity.counted {
+                    self.metrics.damaged_entries.inc();
+                }
+                self.lose(outcome, seq.next(), error.to_string());
+                0
+            }
+        }
+    }
+
+    /// Notes that everything from `outcome.next` to `end` is gone.
+    fn lose(&mut self, outcome: &mut ReadOutcome, end: EntrySeq, reason: String) {
+        let first = outcome.next;
+        outcome.next = end;
+        self.continuity.expected.clear();
+        let uncounted = end.0.saturating_sub(first.0.max(self.continuity.counted.0));
+        if uncounted > 0 {
+            tracing::error!(%first, %end, reason, "entries lost");
+            self.metrics.lost_entries.inc_by(uncounted);
+            self.continuity.counted = end;
+        }
+        outcome.lost.push(LostEntries { first, end, reason });
+    }
+
+    /// What was read before a failure is handed out; the failure shows again at the next read.
+    fn unless_empty(&mut self, outcome: ReadOutcome, error: StoreError) -> Result<ReadOutcome, LogError> {
+        if outcome.groups.is_empty() && outcome.lost.is_empty() {
+            return Err(error.into());
+        }
+        self.continuity.next = outcome.next;
+        Ok(outcome)
+    }
+}

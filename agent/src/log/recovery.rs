@@ -1,0 +1,178 @@
+//! Recovery: what a start finds, and where it goes on.
+
+use std::collections::BTreeMap;
+
+use super::{
+    EPOCH_ENTRIES_MAX, EntrySeq,
+    checkpoint::{Assembly, Checkpoint, NextOffsets},
+    entry::{EntryCodec, EntryError, EntryKind},
+    group::{self, Names},
+    store::{EpochId, EpochStore, StoreError},
+};
+use crate::record::{Offset, PartitionId, StreamName};
+
+/// Bytes asked of the store at a time.
+const SCAN_BYTES: usize = 256 * 1024;
+
+/// What [`super::Log::open`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Epochs present.
+    pub epochs: usize,
+    /// Entries of the newest epoch that were looked at; the others are not opened.
+    pub entries_scanned: u64,
+    /// Of these, those that did not pass their checks.
+    pub damaged_entries: u64,
+    /// Whether one of these was the last: the trace of a torn write, whose entry was most likely never acknowledged.
+    pub torn_tail: bool,
+    /// Epochs put aside because they could not be read.
+    pub quarantined: Vec<EpochId>,
+    /// Whether the log cannot know all that was in it: the newest epoch is damaged or gone, or ends before the cursor.
+    /// Then [`Recovery::end`] skips at most [`EPOCH_ENTRIES_MAX`] positions behind the newest epoch's id (or goes to the
+    /// cursor), and every offset goes on at 8192 times that, where none can have been.
+    pub skipped: bool,
+    /// Position of the next entry.
+    pub end: EntrySeq,
+    /// Starts of the agent on this log, this one included.
+    pub boot: u64,
+    /// Next offset of every partition that is known.
+    pub next_offsets: BTreeMap<(StreamName, PartitionId), Offset>,
+}
+
+/// The state that a log goes on with.
+pub(super) struct Recovered {
+    pub(super) report: Recovery,
+    pub(super) epochs: Vec<EpochId>,
+    pub(super) offsets: NextOffsets,
+}
+
+/// Looks at the newest epoch that can be read and works out where to go on.
+pub(super) fn recover(
+    store: &mut dyn EpochStore,
+    codec: &mut EntryCodec,
+    names: &mut Names,
+    next_seq_min: EntrySeq,
+) -> Result<Recovered, StoreError> {
+    let mut epochs = store.epochs()?;
+    let mut report = Recovery::default();
+    let mut end = EntrySeq(0);
+    let mut state = Some(Checkpoint::default());
+    while let Some(&newest) = epochs.last() {
+        let reason = match scan(store, codec, names, newest) {
+            Ok(scan) if scan.entries > 0 => {
+                report.entries_scanned = scan.entries;
+                report.damaged_entries = scan.damaged;
+                report.torn_tail = scan.torn_tail;
+                end = scan.end;
+                state = scan.state;
+                break;
+            }
+            Ok(_) => "it was synced and is empty".to_owned(),
+            Err(StoreError::Damaged { reason, .. }) => reason,
+            Err(other) => return Err(other),
+        };
+        tracing::error!(%newest, reason, "the newest epoch cannot be read; put aside");
+        store.quarantine(newest)?;
+        report.quarantined.push(newest);
+        epochs.pop();
+    }
+    // What is not known any more lies behind the id of a damaged epoch and before that plus the most an epoch holds.
+    let quarantined =
+        store.quarantined()?.last().copied().filter(|bad| epochs.last().is_none_or(|newest| bad > newest));
+    let damaged = epochs.last().copied().filter(|_| state.is_none());
+    if let Some(unknown) = quarantined.max(damaged) {
+        end = end.max(EntrySeq(unknown.0.0.saturating_add(EPOCH_ENTRIES_MAX)));
+        state = None;
+        tracing::error!(epoch = %unknown, %end, "the log cannot know all that was in it; its sequence skips ahead");
+    }
+    if end < next_seq_min {
+        tracing::error!(%end, cursor = %next_seq_min, "the log ends before the cursor; it goes on from there");
+        end = next_seq_min;
+        state = None;
+    }
+    report.skipped = state.is_none();
+    // Each start that leaves a trace takes at least one position, so `end` is above every boot number so far.
+    let Checkpoint { boot, offsets } =
+        state.unwrap_or_else(|| Checkpoint { boot: end.0, offsets: NextOffsets::beyond(end) });
+    report.epochs = epochs.len();
+    report.end = end;
+    report.boot = boot + 1;
+    report.next_offsets = offsets.known().clone();
+    Ok(Recovered { report, epochs, offsets })
+}
+
+struct Scan {
+    entries: u64,
+    damaged: u64,
+    torn_tail: bool,
+    end: EntrySeq,
+    /// The state at the end of the epoch; none when a part of it is damaged or missing.
+    state: Option<Checkpoint>,
+}
+
+fn scan(
+    store: &mut dyn EpochStore,
+    codec: &mut EntryCodec,
+    names: &mut Names,
+    epoch: EpochId,
+) -> Result<Scan, StoreError> {
+    let mut scan = Scan { entries: 0, damaged: 0, torn_tail: false, end: epoch.0, state: None };
+    let mut assembly = Assembly::default();
+    let mut whole = true;
+    loop {
+        let entries = store.read(epoch, scan.end, SCAN_BYTES)?;
+        if entries.is_empty() {
+            break;
+        }
+        for stored in entries {
+            if stored.seq.0 >= epoch.0.0 + EPOCH_ENTRIES_MAX {
+                // No epoch goes so far: this is not the log's.
+                scan.damaged += 1;
+                scan.state = None;
+                return Ok(scan);
+            }
+            whole &= stored.seq == scan.end;
+            scan.entries += 1;
+            scan.end = stored.seq.next();
+            let replayed = codec
+                .decode(stored.seq, stored.bytes)
+                .and_then(|(kind, raw)| replay(kind, &raw, names, &mut assembly, &mut scan.state));
+            scan.torn_tail = replayed.is_err();
+            if let Err(error) = replayed {
+                tracing::error!(seq = %stored.seq, %error, "damaged entry");
+                scan.damaged += 1;
+                whole = false;
+            }
+        }
+    }
+    if !whole {
+        scan.state = None;
+    }
+    Ok(scan)
+}
+
+fn replay(
+    kind: EntryKind,
+    raw: &bytes::Bytes,
+    names: &mut Names,
+    assembly: &mut Assembly,
+    state: &mut Option<Checkpoint>,
+) -> Result<(), EntryError> {
+    match kind {
+        EntryKind::Checkpoint => {
+            if let Some(checkpoint) = assembly.push(raw)? {
+                *state = Some(checkpoint);
+            }
+        }
+        EntryKind::Group => {
+            let ranges = group::decode_ranges(raw, names)?;
+            // Without a checkpoint, which is damage of its own, the offsets are not known anyway.
+            let Some(state) = state else { return Ok(()) };
+            for range in ranges {
+                let next = Offset(range.base_offset.0 + i64::from(range.record_count));
+                state.offsets.set((range.stream, range.partition), next);
+            }
+        }
+    }
+    Ok(())
+}

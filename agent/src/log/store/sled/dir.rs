@@ -1,0 +1,244 @@
+//! The data directory: names, the lock, what a crash left, the ballast.
+//!
+//! ```text
+//! <dir>/lock                 flock of the running agent
+//! <dir>/ballast              space that is given back when the disk is full, so that epochs can still be opened
+//! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty)
+//! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. An epoch without it acknowledged nothing
+//! <dir>/del-<id:016x>/       an epoch that is being deleted
+//! <dir>/bad-<id:016x>/       an epoch that could not be read; for an operator to look at and remove
+//! ```
+//! Everything else in it belongs to somebody else and is left alone.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+use crate::log::store::{EntrySeq, EpochId};
+
+const MARKER: &str = "synced";
+const BALLAST: &str = "ballast";
+
+/// Why a store did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another agent uses the directory. The caller stops: two writers would destroy it.
+    #[error("{} is in use by another agent", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory cannot be created, locked or listed. The caller stops; the operator looks at path and rights.
+    #[error("data directory {}", dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The directory, locked for as long as this lives.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    path: PathBuf,
+    ballast_bytes: u64,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Creates the directory if it is missing and locks it.
+    pub(super) fn open(path: &Path, ballast_bytes: u64) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Io { dir: path.into(), source };
+        // What devices say about people is nobody's but the agent's.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .map_err(failed)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse { dir: path.into() }),
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        Ok(Self { path: path.into(), ballast_bytes, _lock: lock })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn epoch(&self, epoch: EpochId) -> PathBuf {
+        self.path.join(epoch.to_string())
+    }
+
+    /// Finishes what a crash interrupted; returns the epochs that are left, ascending. What cannot be cleaned up is
+    /// told and left for the next start.
+    pub(super) fn recover(&self) -> io::Result<Vec<EpochId>> {
+        let mut epochs = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if parse(name, "del-").is_some() {
+                complain(&path, "finish deleting", fs::remove_dir_all(&path));
+            } else if let Some(epoch) = parse(name, "e-") {
+                if !path.is_dir() {
+                    complain(&path, "put aside", self.quarantine(epoch));
+                } else if !path.join(MARKER).exists() {
+                    complain(&path, "delete the unsynced epoch", self.delete(epoch));
+                } else {
+                    epochs.push(epoch);
+                }
+            }
+        }
+        epochs.sort_unstable();
+        if let Some(&newest) = epochs.last() {
+            // A kill leaves entries that the kernel has and the disk has not. Read, they may reach Kafka; so they are
+            // made durable first.
+            complain(&self.epoch(newest), "sync", sync_all(&self.epoch(newest)));
+            complain(&self.path, "sync", sync_dir(&self.path));
+        }
+        Ok(epochs)
+    }
+
+    /// Epochs that were put aside, ascending.
+    pub(super) fn quarantined(&self) -> io::Result<Vec<EpochId>> {
+        let mut epochs = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            epochs.extend(entry?.file_name().to_str().and_then(|name| parse(name, "bad-")));
+        }
+        epochs.sort_unstable();
+        epochs.dedup();
+        Ok(epochs)
+    }
+
+    /// Makes the directory of a new epoch. One of the same name is the rest of an attempt that failed.
+    pub(super) fn create(&self, epoch: EpochId) -> io::Result<PathBuf> {
+        let path = self.epoch(epoch);
+        if path.join(MARKER).exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if path.exists() {
+            self.delete(epoch)?;
+        }
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    /// Makes the files of an epoch whose data is synced already stay: names, `conf`, marker.
+    pub(super) fn mark_synced(&self, epoch: EpochId) -> io::Result<()> {
+        let path = self.epoch(epoch);
+        File::create(path.join(MARKER))?;
+        sync_all(&path)?;
+        sync_dir(&self.path)
+    }
+
+    /// Deletes an epoch by a rename first, so that half of one is never taken for an epoch.
+    pub(super) fn delete(&self, epoch: EpochId) -> io::Result<()> {
+        let doomed = self.path.join(format!("del-{:016x}", epoch.0.0));
+        if doomed.exists() {
+            fs::remove_dir_all(&doomed)?;
+        }
+        match fs::rename(self.epoch(epoch), &doomed) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed?,
+        }
+        fs::remove_dir_all(&doomed)
+    }
+
+    /// Puts an epoch aside under a name of its own.
+    pub(super) fn quarantine(&self, epoch: EpochId) -> io::Result<()> {
+        let name = format!("bad-{:016x}", epoch.0.0);
+        let mut aside = self.path.join(&name);
+        let mut copy = 1;
+        while aside.exists() {
+            copy += 1;
+            aside = self.path.join(format!("{name}.{copy}"));
+        }
+        match fs::rename(self.epoch(epoch), aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed.and_then(|()| sync_dir(&self.path)),
+        }
+    }
+
+    /// Bytes that an unprivileged process may still write.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Sets the ballast aside if it is not there and `free_bytes` allow it.
+    pub(super) fn take_ballast(&self, free_bytes: u64, reserve_bytes: u64) {
+        let path = self.path.join(BALLAST);
+        let enough = free_bytes >= reserve_bytes.saturating_add(self.ballast_bytes);
+        if self.ballast_bytes == 0 || !enough || path.exists() {
+            return;
+        }
+        let taken = File::create(&path).and_then(|file| {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, self.ballast_bytes)
+                .map_err(io::Error::from)
+        });
+        if let Err(error) = taken {
+            // A file system without fallocate: a file of zeros would cost flash at every full disk.
+            tracing::debug!(%error, "no ballast");
+        }
+    }
+
+    /// Gives the ballast's space back; returns whether there was any.
+    pub(super) fn drop_ballast(&self) -> bool {
+        let dropped = fs::remove_file(self.path.join(BALLAST)).is_ok();
+        if dropped {
+            tracing::warn!(dir = %self.path.display(), "disk full: the ballast is given back");
+        }
+        dropped
+    }
+
+    /// Bytes that an epoch takes on the device.
+    pub(super) fn size_bytes(&self, epoch: EpochId) -> u64 {
+        let Ok(entries) = fs::read_dir(self.epoch(epoch)) else { return 0 };
+        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
+    }
+}
+
+/// Ids from here on are not the log's: no gateway writes 2^48 entries, and offsets could not go on behind them.
+const ID_END: u64 = 1 << 48;
+
+/// The id in a name of the given kind: `<prefix><16 hex digits>`, behind which `bad-` may have a copy's number.
+pub(super) fn parse(name: &str, prefix: &str) -> Option<EpochId> {
+    let digits = name.strip_prefix(prefix)?;
+    let digits = if prefix == "bad-" { digits.split('.').next()? } else { digits };
+    let canonical = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let id = canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten()?;
+    (id < ID_END).then_some(EpochId(EntrySeq(id)))
+}
+
+/// Syncs every file in `dir`, then the directory.
+fn sync_all(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(dir)
+}
+
+/// Makes the names in `dir` durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn complain(path: &Path, action: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!(path = %path.display(), action, %error, "the data directory needs an operator's look");
+    }
+}

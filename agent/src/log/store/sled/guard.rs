@@ -1,0 +1,218 @@
+//! Calls into sled: none of them may panic, hang or confuse the log.
+//!
+//! sled 0.34.7 panics on damage (`serialization.rs`, `segment.rs`, `tree.rs`) and in `Drop` (`logger.rs`), may block in
+//! open and drop after an I/O error, and reads a half-written snapshot as if it were whole. So every call is caught,
+//! and open and drop run on a thread of their own with a deadline.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use super::dir::sync_dir;
+
+/// Bytes of a sled segment. A value over a quarter of it would become a blob, which sled never syncs.
+pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
+
+/// sled's cache. It is not respected; what bounds memory is the size of an epoch.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How often a lock that is still held is tried again, and with what pause: a Db that was dropped holds it until its
+/// last background job has ended.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a call into sled came to, by what can be done about it.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The disk is full.
+    NoSpace,
+    /// Not the fault of the files: it may work later.
+    Transient(io::Error),
+    /// The Db's lock is held.
+    Locked,
+    /// Damage, a panic, or an error that will not go away.
+    Broken(String),
+}
+
+impl Failure {
+    pub(super) fn of_io(error: io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        /// Too many open files, in the system and in the process: no `ErrorKind` says so.
+        const NO_DESCRIPTOR: [i32; 2] = [23, 24];
+        match error.kind() {
+            Kind::StorageFull | Kind::QuotaExceeded => Self::NoSpace,
+            Kind::OutOfMemory
+            | Kind::PermissionDenied
+            | Kind::ReadOnlyFilesystem
+            | Kind::Interrupted
+            | Kind::WouldBlock
+            | Kind::TimedOut => Self::Transient(error),
+            _ if error.raw_os_error().is_some_and(|code| NO_DESCRIPTOR.contains(&code)) => {
+                Self::Transient(error)
+            }
+            _ if error.to_string().contains("could not acquire lock") => Self::Locked,
+            _ => Self::Broken(error.to_string()),
+        }
+    }
+
+    fn of_sled(error: ::sled::Error) -> Self {
+        match error {
+            ::sled::Error::Io(error) => Self::of_io(error),
+            other => Self::Broken(other.to_string()),
+        }
+    }
+
+    fn of_panic(payload: &(dyn std::any::Any + Send)) -> Self {
+        let text = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        // sled unwraps some of its I/O errors; the kernel's words are then in the panic's.
+        if text.contains("StorageFull") || text.contains("No space left") {
+            Self::NoSpace
+        } else {
+            Self::Broken(format!("sled panicked: {text}"))
+        }
+    }
+
+    /// In words, for errors that carry text.
+    pub(super) fn into_reason(self) -> String {
+        match self {
+            Self::NoSpace => "no space left on the device".into(),
+            Self::Transient(error) => error.to_string(),
+            Self::Locked => "its lock is held".into(),
+            Self::Broken(reason) => reason,
+        }
+    }
+}
+
+/// Calls sled. After any failure the Db that was called is dead: it is closed and never called again.
+pub(super) fn call<T>(call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, Failure> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Failure::of_sled(error)),
+        Err(payload) => Err(Failure::of_panic(payload.as_ref())),
+    }
+}
+
+/// An open Db, with a second descriptor of its file: sled's `flush` is `sync_file_range`, which is no fdatasync.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) db: ::sled::Db,
+    pub(super) file: File,
+}
+
+/// Opens the Db in `path` within `timeout`.
+pub(super) fn open(path: &Path, timeout: Duration) -> Result<Opened, Failure> {
+    let path = path.to_path_buf();
+    let opened = on_helper("log-open", timeout, move || open_here(&path));
+    opened.unwrap_or_else(|| Err(Failure::Transient(io::ErrorKind::TimedOut.into())))
+}
+
+fn open_here(path: &Path) -> Result<Opened, Failure> {
+    remove_named(path, |name| name.ends_with(".generating")).map_err(Failure::of_io)?;
+    let db = match open_unlocked(path) {
+        Err(Failure::Broken(reason)) => {
+            // Most likely the snapshot: without one, sled recovers by reading the whole log.
+            tracing::warn!(path = %path.display(), reason, "does not open; once more without its snapshots");
+            remove_named(path, |name| name.starts_with("snap.")).map_err(Failure::of_io)?;
+            open_unlocked(path)?
+        }
+        result => result?,
+    };
+    let file = OpenOptions::new().write(true).open(path.join("db")).map_err(Failure::of_io)?;
+    sync_dir(path).map_err(Failure::of_io)?;
+    Ok(Opened { db, file })
+}
+
+fn open_unlocked(path: &Path) -> Result<::sled::Db, Failure> {
+    let config = || {
+        ::sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
+            // The flusher thread is what hangs on a full disk, and the log decides when to flush.
+            .flush_every_ms(None)
+    };
+    for _ in 0..LOCK_TRIES {
+        match call(|| config().open()) {
+            Err(Failure::Locked) => thread::sleep(LOCK_PAUSE),
+            result => return result,
+        }
+    }
+    // A dead handle of this process that never ends. A copy of the file has no lock.
+    let copy = path.join("db.copy");
+    fs::copy(path.join("db"), &copy)
+        .and_then(|_| File::open(&copy)?.sync_all())
+        .and_then(|()| fs::rename(&copy, path.join("db")))
+        .map_err(Failure::of_io)?;
+    call(|| config().open())
+}
+
+fn remove_named(dir: &Path, doomed: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(&doomed) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Closes a Db by dropping `handles` (the Db and its trees, or all that is left of a dead one), waiting no longer than
+/// `timeout`; one that blocks is left to its thread for ever. Then memory goes back to the system.
+pub(super) fn close(handles: impl Send + 'static, path: PathBuf, timeout: Duration) {
+    let closed = on_helper("log-close", timeout, move || {
+        if catch_unwind(AssertUnwindSafe(move || drop(handles))).is_err() {
+            tracing::warn!(path = %path.display(), "sled panicked while it closed");
+        }
+    });
+    if closed.is_none() {
+        tracing::error!("sled did not close in time; its handle is given up");
+    }
+    release_memory();
+}
+
+/// Runs `job` on a thread of its own; none when it takes longer than `timeout`. The thread then ends when it ends, and
+/// its result is dropped there.
+fn on_helper<T: Send + 'static>(
+    name: &str,
+    timeout: Duration,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let spawned = thread::Builder::new().name(name.into()).spawn(move || {
+        // Nobody waits any more when the deadline has passed.
+        let _ = sender.send(job());
+    });
+    match spawned {
+        Ok(_) => receiver.recv_timeout(timeout).ok(),
+        Err(error) => {
+            tracing::error!(%error, "no thread");
+            None
+        }
+    }
+}
+
+/// glibc keeps what sled freed; without this an agent that drains a backlog grows by tens of megabytes.
+#[cfg(target_env = "gnu")]
+#[allow(
+    unsafe_code,
+    reason = "malloc_trim has no safe wrapper; it takes no pointer and may be called at any time"
+)]
+fn release_memory() {
+    // SAFETY: see the reason above.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn release_memory() {}

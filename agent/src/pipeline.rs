@@ -1,0 +1,243 @@
+//! The journey on one screen: builds the stages, joins them, and drains them in order at shutdown.
+
+use std::{
+    io,
+    sync::{Arc, mpsc::sync_channel},
+    thread,
+};
+
+use prometheus_client::registry::Registry;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+};
+use tracing::{error, info};
+
+use crate::{
+    commit::{
+        self,
+        metrics::CommitMetrics,
+        owner::{Acknowledgers, Owner},
+    },
+    config::{Config, MqttSource, SerialSource},
+    env::{Clock, Entropy},
+    log::{
+        BatchGroup, Log, LogError, LogMetrics, LogOptions,
+        store::sled::{OpenError, SledOptions, SledStore},
+    },
+    replicate::{self, Cursor, KafkaCluster, LogEnd, Replicate, ReplicateMetrics},
+    source::{
+        self, Intake, SourceContext, SourceIndex,
+        metrics::{SourceHealth, SourceMetrics},
+    },
+    telemetry::{
+        health::{CommitReport, HealthReport, ReplicateReport, SourceReport},
+        http,
+        process::ProcessCollector,
+    },
+};
+
+/// Groups that may wait in memory for the replicator: 64 of at most 64 KiB. Beyond, it reads them from the log.
+const FEED_GROUPS_MAX: usize = 64;
+
+/// Why the agent cannot run. All of these stop it before it takes a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The data directory cannot be used: another agent has it, or the system says no.
+    #[error("cannot use the data directory (log.dir)")]
+    Directory(#[from] OpenError),
+    /// The directory can be used, but what is in it cannot even be listed.
+    #[error("cannot open the log")]
+    Log(#[from] LogError),
+    /// The cursor's file cannot be read or written: every start would send the whole log again.
+    #[error("cannot keep the cursor of the replication in {dir}")]
+    Cursor {
+        /// `log.dir`.
+        dir: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The Kafka client does not take its configuration.
+    #[error("cannot set up the Kafka client ([replicate]): {0}")]
+    Kafka(String),
+    /// The system has no thread for us.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A source that is not running yet.
+enum SourceConfig {
+    Mqtt(MqttSource),
+    Serial(SerialSource),
+}
+
+impl SourceConfig {
+    fn name(&self) -> &str {
+        match self {
+            Self::Mqtt(mqtt) => &mqtt.name,
+            Self::Serial(serial) => &serial.name,
+        }
+    }
+}
+
+/// Runs the agent until `stopping` turns true, then drains it: sources stop and wait for their acknowledgements, what
+/// they submitted is committed, and Kafka gets `replicate.shutdown_flush_ms` for what is in the log.
+///
+/// # Errors
+/// [`PipelineError`], before anything was taken from a source.
+pub async fn run(
+    config: Config,
+    clock: Arc<dyn Clock>,
+    entropy: impl Fn() -> Box<dyn Entropy>,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), PipelineError> {
+    let config = Arc::new(config);
+    let mut registry = Registry::with_prefix("wayside");
+    registry.register_collector(Box::new(ProcessCollector));
+    let source_metrics = SourceMetrics::register(&mut registry);
+    let commit_metrics = CommitMetrics::register(&mut registry);
+    let log_metrics = LogMetrics::register(&mut registry);
+    let replicate_metrics = ReplicateMetrics::register(&mut registry);
+
+    // The sources' way in: one queue bounded in bytes, one watch per source for what became durable.
+    let (events, submitted) = mpsc::unbounded_channel();
+    let room = Arc::new(Semaphore::new(config.commit.intake_bytes));
+    let mut acknowledgers = Acknowledgers::new();
+    let mut intakes = Vec::new();
+    let sources = config.mqtt.iter().cloned().map(SourceConfig::Mqtt);
+    for source in sources.chain(config.serial.iter().cloned().map(SourceConfig::Serial)) {
+        let index = SourceIndex(intakes.len());
+        let (acknowledger, acknowledged) = watch::channel(None);
+        acknowledgers.insert(index, acknowledger);
+        let intake =
+            Intake::new(index, events.clone(), Arc::clone(&room), config.commit.intake_bytes, acknowledged);
+        intakes.push((source, intake));
+    }
+    drop(events); // the batch stage ends when the last source has dropped its intake
+
+    // commit: the thread that owns the log. It goes on behind the cursor in any case.
+    let cursor_failed = |source| PipelineError::Cursor { dir: config.log.dir.display().to_string(), source };
+    let store = SledStore::open(&config.log.dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
+    let cursor = Cursor::load(&config.log.dir.join(replicate::cursor::FILE_NAME)).map_err(cursor_failed)?;
+    let options = LogOptions {
+        compression: config.log.compression,
+        next_seq_min: cursor.map_or_else(Default::default, |cursor| cursor.next),
+        ..LogOptions::default()
+    };
+    let (log, recovery) = Log::open(Box::new(store), options, log_metrics)?;
+    info!(
+        epochs = recovery.epochs,
+        quarantined = recovery.quarantined.len(),
+        damaged_entries = recovery.damaged_entries,
+        end = recovery.end.0,
+        boot = recovery.boot,
+        "the log is open"
+    );
+    let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
+    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone());
+    let (log_client, log_thread) =
+        commit::owner::spawn(owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
+
+    // replicate: a thread of its own, from the cursor on.
+    let replicate_health = replicate_metrics.health();
+    let partitions = Arc::clone(&config);
+    let replicate = Replicate {
+        live: fresh,
+        reader: Box::new(log_client.clone()),
+        log_end: LogEnd { next: recovery.end, offsets: recovery.next_offsets },
+        cluster: Box::new(
+            KafkaCluster::new(&config.replicate, &config.gateway.id).map_err(PipelineError::Kafka)?,
+        ),
+        config: config.replicate.clone(),
+        environment: config.gateway.environment.clone(),
+        partitions: Arc::new(move |stream| partitions.partitions(stream)),
+        dir: config.log.dir.clone(),
+        clock: Arc::clone(&clock),
+        entropy: entropy(),
+        metrics: replicate_metrics,
+    };
+    let replicator = thread::Builder::new()
+        .name("wayside-replicate".into())
+        .spawn(move || replicate::run(replicate))
+        .map_err(PipelineError::Thread)?;
+
+    // source and decode: one task each.
+    let mut tasks = JoinSet::new();
+    let mut source_health = Vec::new();
+    for (source, intake) in intakes {
+        let name = source.name().to_owned();
+        let health = SourceHealth::default();
+        source_health.push((name.clone(), health.clone()));
+        let context = SourceContext {
+            intake,
+            clock: Arc::clone(&clock),
+            entropy: entropy(),
+            counters: source_metrics.source(&name),
+            health,
+            shutdown: stopping.clone(),
+        };
+        let record_bytes_max = config.log.record_bytes_max;
+        match source {
+            SourceConfig::Mqtt(mqtt) => tasks.spawn(source::mqtt::run(mqtt, record_bytes_max, context)),
+            SourceConfig::Serial(serial) => {
+                tasks.spawn(source::serial::run(serial, record_bytes_max, context))
+            }
+        };
+    }
+
+    // telemetry
+    if let Some(listen) = config.telemetry.listen {
+        let report = {
+            let commit_metrics = commit_metrics.clone();
+            move || {
+                let sources = source_health.iter().map(|(name, health)| {
+                    let state = health.state();
+                    SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
+                });
+                let commit = CommitReport {
+                    commits: commit_metrics.commits(),
+                    failures: commit_metrics.failures(),
+                    failing: commit_metrics.failing(),
+                };
+                let state = replicate_health.snapshot();
+                let replicate = ReplicateReport {
+                    backlog_records: state.lag_records,
+                    last_error: state.last_error,
+                    waiting_topics: state.waiting_topics,
+                };
+                HealthReport::new(sources.collect(), commit, replicate)
+            }
+        };
+        let router = http::router(Arc::new(registry), Arc::new(report));
+        tokio::spawn(http::serve(listen, router, stopping.clone()));
+    }
+    info!(gateway = config.gateway.id, version = env!("CARGO_PKG_VERSION"), "running");
+
+    // batch and commit: returns when the sources have ended and all that they submitted is durable.
+    commit::drive(&config, submitted, log_client.clone(), Arc::clone(&clock)).await;
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(cause) = ended {
+            error!(%cause, "a source ended by a panic; what it had not acknowledged comes again from its devices");
+        }
+    }
+
+    // Then replicate, then the log.
+    log_client.close_feed();
+    let joined = spawn_blocking(move || {
+        let replicated = replicator.join();
+        log_client.stop();
+        (replicated, log_thread.join())
+    });
+    match joined.await {
+        Ok((Ok(Ok(summary)), Ok(()))) => info!(
+            caught_up = summary.caught_up,
+            backlog_records = summary.lag_records,
+            cursor_is_durable = summary.cursor_is_durable,
+            "stopped"
+        ),
+        Ok((Ok(Err(source)), _)) => return Err(cursor_failed(source)),
+        _ => error!("a thread ended by a panic; the log holds what Kafka has not acknowledged"),
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! The seam to Kafka: what the replicator needs of a cluster, and nothing that only one client library has.
+
+use std::{num::NonZeroU16, time::Duration};
+
+use crate::record::{PartitionId, Record, UnixMicros};
+
+/// Names a record between [`Cluster::produce`] and its delivery report. Fits a C pointer on every target.
+pub type Token = usize;
+
+/// A record on its way to a partition.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Topic, with the environment.
+    pub topic: &'a str,
+    /// Partition of the topic.
+    pub partition: PartitionId,
+    /// What is sent: key, value, headers.
+    pub record: &'a Record,
+    /// Its place in the local log; the header `wayside.offset`.
+    pub offset: crate::record::Offset,
+    /// Kafka's timestamp, in ms since 1970.
+    pub timestamp_ms: i64,
+    /// The event time, where `timestamp_ms` is another because the topic did not take it; the header
+    /// `wayside.event-time`.
+    pub refused_event_time: Option<UnixMicros>,
+    /// Comes back in the delivery report.
+    pub token: Token,
+}
+
+/// Why a record was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProduceError {
+    /// The client's own queue is full: poll, then try again.
+    #[error("the client's queue is full")]
+    QueueFull,
+    /// This record can never be delivered with the client's settings: count it as dropped.
+    #[error("{0}")]
+    Undeliverable(DropReason),
+    /// The client says that the topic or partition is not there: ensure it and restart the client.
+    #[error("no such topic or partition")]
+    NoTopic,
+    /// The client takes nothing: restart it.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why Kafka never takes a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum DropReason {
+    /// Larger than `max.message.bytes` of the topic or `message.max.bytes` of the client.
+    #[error("too large for the topic")]
+    TooLarge,
+    /// Neither its event time nor its receive time lies in what the topic allows.
+    #[error("timestamp outside of what the topic allows")]
+    Timestamp,
+    /// The broker's validation refuses it, for instance no key on a compacted topic.
+    #[error("refused by the broker's validation")]
+    Invalid,
+}
+
+impl DropReason {
+    /// The metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::Timestamp => "timestamp",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// Why a record that was taken was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryError {
+    /// The broker refused the batch that the record was in for the contents of at least one record of it.
+    Refused(DropReason),
+    /// The topic or partition is not there (any more): ensure it, then send again.
+    NoTopic,
+    /// Anything else, among it records purged by a restart or a fatal error: send again.
+    Other(String),
+}
+
+/// What is known about a topic after an attempt to ensure it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopicOutcome {
+    /// It has the wanted number of partitions.
+    Ready,
+    /// It is there with another number of partitions.
+    PartitionMismatch {
+        /// Partitions that it has.
+        found: usize,
+    },
+    /// Not known or not created; try again later.
+    Failed(String),
+}
+
+/// What a cluster reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterEvent {
+    /// All in-sync replicas have the record.
+    Delivered(Token),
+    /// The record is not delivered and no longer tried.
+    Failed {
+        /// Which record.
+        token: Token,
+        /// Why.
+        error: DeliveryError,
+    },
+    /// Answer to [`Cluster::ensure_topic`].
+    Topic {
+        /// The topic's name.
+        topic: String,
+        /// What was found or done.
+        outcome: TopicOutcome,
+    },
+    /// The client is of no more use: restart it.
+    Fatal(String),
+    /// Something that the client goes on trying by itself, for the operator's eyes.
+    Trouble(String),
+}
+
+/// A Kafka cluster as an idempotent producer with `acks=all` sees it.
+///
+/// The contract, checked for every implementation by the suite in `contract.rs`:
+/// * Records of one partition are appended in the order in which they were taken, without a hole: once one of them
+///   failed, none that was taken after it is delivered before a [`restart`](Self::restart).
+/// * Each record taken is reported exactly once, unless a restart comes first. No time limit: while the cluster is away
+///   nothing is reported.
+/// * No call but [`poll`](Self::poll) waits for the network. (`restart` may take some hundred ms.)
+pub trait Cluster: Send {
+    /// Takes a copy of a record for its partition.
+    ///
+    /// # Errors
+    /// See [`ProduceError`]; nothing was taken.
+    fn produce(&mut self, record: &Outgoing<'_>) -> Result<(), ProduceError>;
+
+    /// Appends what happened to `events`. With a `timeout` it may wait so long for more to happen.
+    fn poll(&mut self, timeout: Duration, events: &mut Vec<ClusterEvent>);
+
+    /// Begins to look for a topic and to create it if it is missing. Answered by [`ClusterEvent::Topic`], once,
+    /// whether or not a restart comes in between.
+    fn ensure_topic(&mut self, topic: &str, partitions: NonZeroU16);
+
+    /// Throws the producer away with all that it holds and begins anew. No event of a record taken before is reported
+    /// afterwards; such a record may have been delivered all the same.
+    ///
+    /// # Errors
+    /// Why there is no new producer; nothing is taken until a later restart succeeds.
+    fn restart(&mut self) -> Result<(), String>;
+}

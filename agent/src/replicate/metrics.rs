@@ -1,0 +1,207 @@
+//! What replication shows: metrics, and the state behind `/healthz`.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+use super::cluster::DropReason;
+
+/// Label of what is counted by stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StreamLabel {
+    pub(super) stream: String,
+}
+
+/// Labels of dropped records.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DropLabels {
+    pub(super) stream: String,
+    pub(super) reason: &'static str,
+}
+
+/// Metrics of the replicate stage, and its health. Cheap to clone; clones share their values.
+#[derive(Clone, Debug, Default)]
+pub struct ReplicateMetrics {
+    pub(super) acknowledged_records: Family<StreamLabel, Counter>,
+    pub(super) acknowledged_bytes: Family<StreamLabel, Counter>,
+    pub(super) dropped_records: Family<DropLabels, Counter>,
+    pub(super) in_flight_records: Gauge,
+    pub(super) in_flight_bytes: Gauge,
+    pub(super) lag_records: Gauge,
+    pub(super) lag_entries: Gauge,
+    pub(super) oldest_age_seconds: Gauge,
+    pub(super) groups_from_memory: Counter,
+    pub(super) groups_from_log: Counter,
+    pub(super) lost_entries: Counter,
+    pub(super) restamped_records: Counter,
+    pub(super) producer_restarts: Counter,
+    pub(super) cursor_writes: Counter,
+    pub(super) cursor_write_failures: Counter,
+    health: ReplicateHealth,
+}
+
+impl ReplicateMetrics {
+    /// Registers all under `replicate_*`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        registry.register(
+            "replicate_acknowledged_records",
+            "Records that Kafka acknowledged with all in-sync replicas",
+            m.acknowledged_records.clone(),
+        );
+        registry.register_with_unit(
+            "replicate_acknowledged",
+            "Keys and values of acknowledged records",
+            Unit::Bytes,
+            m.acknowledged_bytes.clone(),
+        );
+        registry.register(
+            "replicate_dropped_records",
+            "Records that Kafka can never take, by reason",
+            m.dropped_records.clone(),
+        );
+        registry.register(
+            "replicate_in_flight_records",
+            "Records handed to the Kafka client and not yet acknowledged",
+            m.in_flight_records.clone(),
+        );
+        registry.register_with_unit(
+            "replicate_in_flight",
+            "Memory of records taken from the log and not yet acknowledged",
+            Unit::Bytes,
+            m.in_flight_bytes.clone(),
+        );
+        registry.register(
+            "replicate_lag_records",
+            "Records in the log that Kafka has not acknowledged",
+            m.lag_records.clone(),
+        );
+        registry.register(
+            "replicate_lag_entries",
+            "Entries of the log that are not fully acknowledged",
+            m.lag_entries.clone(),
+        );
+        registry.register_with_unit(
+            "replicate_oldest_unacknowledged_age",
+            "Time since the gateway received the oldest record that Kafka has not acknowledged, by the wall clock",
+            Unit::Seconds,
+            m.oldest_age_seconds.clone(),
+        );
+        registry.register(
+            "replicate_groups_from_memory",
+            "Entries that were sent as they were committed, without reading the log",
+            m.groups_from_memory.clone(),
+        );
+        registry.register(
+            "replicate_groups_from_log",
+            "Entries that were read back from the log to be sent",
+            m.groups_from_log.clone(),
+        );
+        registry.register(
+            "replicate_lost_entries",
+            "Entries that the log had lost when replication came to them",
+            m.lost_entries.clone(),
+        );
+        registry.register(
+            "replicate_restamped_records",
+            "Records sent with their receive time, because the topic does not take their event time",
+            m.restamped_records.clone(),
+        );
+        registry.register(
+            "replicate_producer_restarts",
+            "Kafka producers that were thrown away after an error",
+            m.producer_restarts.clone(),
+        );
+        registry.register("replicate_cursor_writes", "Durable writes of the cursor", m.cursor_writes.clone());
+        registry.register(
+            "replicate_cursor_write_failures",
+            "Writes of the cursor that failed",
+            m.cursor_write_failures.clone(),
+        );
+        m
+    }
+
+    /// The state behind `/healthz`.
+    pub fn health(&self) -> ReplicateHealth {
+        self.health.clone()
+    }
+
+    pub(super) fn dropped(&self, stream: &str, reason: DropReason) {
+        let labels = DropLabels { stream: stream.to_owned(), reason: reason.label() };
+        self.dropped_records.get_or_create(&labels).inc();
+    }
+}
+
+/// How replication fares, for `/healthz`. Cheap to clone; clones share their state.
+#[derive(Clone, Default)]
+pub struct ReplicateHealth(
+    /// Written by the replicate thread, read by the HTTP task; held for a copy only.
+    Arc<Mutex<HealthSnapshot>>,
+);
+
+/// A [`ReplicateHealth`] at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthSnapshot {
+    /// Whether Kafka has acknowledged all that the log holds.
+    pub caught_up: bool,
+    /// Records that it has not acknowledged.
+    pub lag_records: u64,
+    /// What went wrong last, cleared by the next acknowledgement.
+    pub last_error: Option<String>,
+    /// Topics whose streams wait, with what the operator can do.
+    pub waiting_topics: BTreeMap<String, String>,
+}
+
+impl HealthSnapshot {
+    /// Whether an operator is needed: data waits for something that does not come by itself.
+    pub fn needs_operator(&self) -> bool {
+        !self.waiting_topics.is_empty()
+    }
+}
+
+impl ReplicateHealth {
+    /// The state now.
+    pub fn snapshot(&self) -> HealthSnapshot {
+        self.lock().clone()
+    }
+
+    pub(super) fn lag(&self, records: u64, caught_up: bool) {
+        let mut state = self.lock();
+        state.lag_records = records;
+        state.caught_up = caught_up;
+    }
+
+    pub(super) fn error(&self, error: String) {
+        self.lock().last_error = Some(error);
+    }
+
+    pub(super) fn acknowledged(&self) {
+        self.lock().last_error = None;
+    }
+
+    pub(super) fn topic_waits(&self, topic: &str, reason: Option<String>) {
+        let mut state = self.lock();
+        match reason {
+            Some(reason) => state.waiting_topics.insert(topic.to_owned(), reason),
+            None => state.waiting_topics.remove(topic),
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HealthSnapshot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for ReplicateHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.snapshot().fmt(f)
+    }
+}

@@ -1,0 +1,156 @@
+//! librdkafka's configuration: what the promises need, what the config says, and what an operator may add.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+
+use crate::config::{Compression, Replicate};
+
+/// Properties that `[replicate] properties` may not set: they carry the promises, or have a key of their own.
+pub const PROTECTED_PROPERTIES: &[&str] = &[
+    "acks",
+    "allow.auto.create.topics",
+    "bootstrap.servers",
+    "compression.codec",
+    "compression.type",
+    "delivery.report.only.error",
+    "delivery.timeout.ms",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "linger.ms",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "message.send.max.retries",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queue.buffering.max.ms",
+    "queuing.strategy",
+    "request.required.acks",
+    "retries",
+    "transactional.id",
+];
+
+/// Why a property cannot be set. The config's check reports it with the key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PropertyError {
+    /// It is one of [`PROTECTED_PROPERTIES`].
+    #[error("`{0}` is set by the agent and cannot be overridden")]
+    Protected(String),
+    /// librdkafka does not know the property, or not its value.
+    #[error("`{property}`: {reason}")]
+    Refused {
+        /// The property's name.
+        property: String,
+        /// librdkafka's words.
+        reason: String,
+    },
+}
+
+/// Checks `[replicate] properties` as librdkafka would, one by one.
+///
+/// # Errors
+/// The first property that cannot be set.
+pub fn check_properties(properties: &BTreeMap<String, String>) -> Result<(), PropertyError> {
+    for (property, value) in properties {
+        if PROTECTED_PROPERTIES.contains(&property.as_str()) {
+            return Err(PropertyError::Protected(property.clone()));
+        }
+        let mut config = ClientConfig::new();
+        config.set(property, value);
+        if let Err(error) = config.create_native_config() {
+            return Err(PropertyError::Refused { property: property.clone(), reason: error.to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// What every client of this agent has in common.
+fn common(config: &Replicate, client_id: &str) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    for (property, value) in &config.properties {
+        client.set(property, value);
+    }
+    client
+        .set("client.id", client_id)
+        .set("bootstrap.servers", config.bootstrap_servers.join(","))
+        // A topic that a broker makes by itself has the broker's partitions, not ours.
+        .set("allow.auto.create.topics", "false");
+    // Idle connections are closed by brokers; that is no news.
+    default(&mut client, "log.connection.close", "false");
+    default(&mut client, "socket.keepalive.enable", "true");
+    client
+}
+
+fn default(client: &mut ClientConfig, property: &str, value: &str) {
+    if client.get(property).is_none() {
+        client.set(property, value);
+    }
+}
+
+/// The configuration of the producer.
+pub(super) fn producer(config: &Replicate, client_id: &str) -> ClientConfig {
+    let mut client = common(config, client_id);
+    client
+        .set("enable.idempotence", "true")
+        // A batch that failed for good stops the producer; else later batches would overtake its repetition.
+        .set("enable.gapless.guarantee", "true")
+        .set("acks", "all")
+        .set("max.in.flight.requests.per.connection", "5")
+        // No time limit: the length of an outage does not matter.
+        .set("message.timeout.ms", "0")
+        .set("compression.type", compression(config.compression))
+        .set("linger.ms", config.linger.as_millis().to_string())
+        .set("delivery.report.only.error", "false")
+        // Wider than the replicator's own bound, which counts more than librdkafka does per record.
+        .set("queue.buffering.max.kbytes", (config.in_flight_bytes / 1024 * 2 + 1024).to_string())
+        .set("queue.buffering.max.messages", (config.in_flight_bytes / 64 + 10_000).to_string());
+    // Batches are closed by bytes and linger; 10 000 records of a short stream would close them early.
+    default(&mut client, "batch.num.messages", "100000");
+    default(&mut client, "statistics.interval.ms", "0");
+    client
+}
+
+/// The configuration of the short-lived client that looks for topics and creates them.
+pub(super) fn admin(config: &Replicate, client_id: &str) -> ClientConfig {
+    common(config, client_id)
+}
+
+fn compression(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => "none",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(property: &str, value: &str) -> Result<(), PropertyError> {
+        check_properties(&BTreeMap::from([(property.to_owned(), value.to_owned())]))
+    }
+
+    #[test]
+    fn a_protected_property_is_refused() {
+        for property in PROTECTED_PROPERTIES {
+            assert_eq!(check(property, "1"), Err(PropertyError::Protected((*property).to_owned())));
+        }
+    }
+
+    #[test]
+    fn an_unknown_property_or_value_is_refused_with_librdkafkas_words() {
+        assert!(matches!(check("no.such.property", "1"), Err(PropertyError::Refused { .. })));
+        assert!(matches!(check("socket.timeout.ms", "soon"), Err(PropertyError::Refused { .. })));
+    }
+
+    #[test]
+    fn an_operators_property_is_taken_over_the_agents_default() {
+        assert_eq!(check("batch.num.messages", "500"), Ok(()));
+        let mut config = super::super::tests::config();
+        config.properties.insert("batch.num.messages".into(), "500".into());
+        assert_eq!(producer(&config, "wayside-gw").get("batch.num.messages"), Some("500"));
+    }
+}

@@ -1,0 +1,663 @@
+//! What is sent when: the part of replication that decides. It knows no thread, no socket and no file.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    num::NonZeroU16,
+    sync::Arc,
+    time::Duration,
+};
+
+use prometheus_client::metrics::counter::Counter;
+use slab::Slab;
+
+use super::{
+    cluster::{
+        Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Token, TopicOutcome,
+    },
+    cursor::Cursor,
+    lane::{Lane, Sent, Settled},
+    metrics::{ReplicateMetrics, StreamLabel},
+};
+use crate::{
+    config::Backoff,
+    env::{Entropy, Monotonic},
+    log::{BatchGroup, EntrySeq, ReadOutcome},
+    record::{Offset, PartitionId, Record, StreamName, UnixMicros},
+};
+
+/// Delays between attempts at a topic and between restarts of the producer.
+const RETRY: Backoff = Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
+
+/// Delay after the log could not answer or had not what it should have.
+const READ_RETRY: Duration = Duration::from_secs(1);
+
+/// Most that is read from the log at once, in bytes: the log's thread commits between reads.
+const READ_BYTES_MAX: usize = 256 * 1024;
+
+/// Partitions of a stream, by its name.
+pub type PartitionsOf = Arc<dyn Fn(&str) -> NonZeroU16 + Send + Sync>;
+
+/// What the replicator is told once.
+#[derive(Clone)]
+pub struct Settings {
+    /// First part of every topic.
+    pub environment: String,
+    /// Partitions that a stream's topic must have.
+    pub partitions: PartitionsOf,
+    /// Bytes of records that may be in memory on their way to Kafka.
+    pub in_flight_bytes: usize,
+}
+
+/// What the log holds when replication starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Sequence number of the next entry that the log will append.
+    pub next: EntrySeq,
+    /// Per (stream, partition) the offset of the next record that the log will append. May be empty, for metrics only.
+    pub offsets: BTreeMap<(StreamName, PartitionId), Offset>,
+}
+
+/// Entries to be read from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The first one.
+    pub from: EntrySeq,
+    /// About how many bytes of records.
+    pub limit_bytes: usize,
+}
+
+/// An entry that was taken and is not fully acknowledged.
+#[derive(Debug)]
+struct Entry {
+    unacknowledged: usize,
+    /// Records not handed to the client: while there are any, the whole group stays in memory.
+    unsent: usize,
+    size_bytes: usize,
+    received: UnixMicros,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum TopicState {
+    /// No record for it yet.
+    Unused,
+    /// To be asked for.
+    Wanted,
+    Asked,
+    Ready,
+    RetryAt(Monotonic),
+}
+
+struct Topic {
+    name: String,
+    stream: StreamName,
+    state: TopicState,
+    attempts: u32,
+    /// The last answer was a mismatch of so many partitions; it is logged once.
+    mismatch: Option<usize>,
+    acknowledged_records: Counter,
+    acknowledged_bytes: Counter,
+}
+
+/// Decides what is sent to Kafka and keeps account of what was acknowledged.
+///
+/// The driver calls, in any order: [`offer`](Self::offer) for what was just committed, [`on_event`](Self::on_event) for
+/// what Kafka reports, [`fill`](Self::fill) and [`on_read`](Self::on_read) to take entries, [`pump`](Self::pump) to hand
+/// records over, and [`restart_due`](Self::restart_due) with [`restarted`](Self::restarted) after failures.
+pub struct Replicator {
+    settings: Settings,
+    entropy: Box<dyn Entropy>,
+    metrics: ReplicateMetrics,
+    /// The next entry to take.
+    next: EntrySeq,
+    /// Behind the last entry known to be in the log.
+    end: EntrySeq,
+    /// What was committed and not taken yet, ascending; bounded, may have holes.
+    ahead: VecDeque<(Arc<BatchGroup>, usize)>,
+    ahead_bytes: usize,
+    entries: BTreeMap<EntrySeq, Entry>,
+    lanes: Vec<Lane>,
+    lane_of: BTreeMap<(StreamName, PartitionId), usize>,
+    topics: Vec<Topic>,
+    /// (lane, position) by token.
+    tokens: Slab<(usize, u64)>,
+    pinned_bytes: usize,
+    sent_bytes: usize,
+    restart_at: Option<Monotonic>,
+    failures: u32,
+    /// The health shows an error that the next acknowledgement clears.
+    shows_error: bool,
+    read_retry_at: Option<Monotonic>,
+    /// Something was offered since the log was last asked for more than is known.
+    offered: bool,
+    /// The log is to be asked for more than is known.
+    probes: bool,
+}
+
+impl Replicator {
+    /// Starts at `cursor`, or at the log's first entry.
+    ///
+    /// A cursor that points behind the log's end belongs to another log (somebody removed the epochs and left the
+    /// cursor): it is not used, since all that the new log gathers up to there would be skipped.
+    pub fn new(
+        settings: Settings,
+        cursor: Option<&Cursor>,
+        log_end: &LogEnd,
+        entropy: Box<dyn Entropy>,
+        metrics: ReplicateMetrics,
+    ) -> Self {
+        let mut replicator = Self {
+            settings,
+            entropy,
+            metrics,
+            next: EntrySeq(0),
+            end: log_end.next,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            entries: BTreeMap::new(),
+            lanes: Vec::new(),
+            lane_of: BTreeMap::new(),
+            topics: Vec::new(),
+            tokens: Slab::new(),
+            pinned_bytes: 0,
+            sent_bytes: 0,
+            restart_at: None,
+            failures: 0,
+            shows_error: false,
+            read_retry_at: None,
+            offered: false,
+            probes: false,
+        };
+        match cursor {
+            Some(cursor) if cursor.next <= log_end.next => {
+                replicator.next = cursor.next;
+                for ((stream, partition), offset) in &cursor.acknowledged {
+                    let lane = replicator.lane(stream, *partition);
+                    lane.acknowledged = *offset;
+                    lane.end = *offset;
+                }
+            }
+            Some(cursor) => tracing::error!(
+                cursor = cursor.next.0,
+                log_end = log_end.next.0,
+                "the cursor points behind the end of the log; all that the log holds is sent to Kafka"
+            ),
+            None => {}
+        }
+        for ((stream, partition), offset) in &log_end.offsets {
+            let lane = replicator.lane(stream, *partition);
+            lane.end = lane.end.max(*offset);
+        }
+        replicator
+    }
+
+    /// Notes entries that were just committed, and keeps them for sending while there is room.
+    pub fn offer(&mut self, group: Arc<BatchGroup>) {
+        self.offered = true;
+        self.note(&group);
+        let size_bytes = size_bytes(&group);
+        let is_new = group.seq >= self.next && self.ahead.back().is_none_or(|(last, _)| last.seq < group.seq);
+        // A quarter of the bound: enough for several commits, and what does not fit is read back from the log.
+        let fits =
+            self.ahead_bytes + size_bytes <= self.settings.in_flight_bytes / 4 || self.ahead.is_empty();
+        if is_new && fits {
+            self.ahead_bytes += size_bytes;
+            self.ahead.push_back((group, size_bytes));
+        }
+    }
+
+    /// Asks the log once for what it may have behind the last group offered: the live feed drops what does not fit, and
+    /// nothing offered later may show the gap. Does nothing if there was no offer since, unless `always`.
+    pub fn probe(&mut self, always: bool) {
+        self.probes |= std::mem::take(&mut self.offered) || always;
+    }
+
+    /// Takes what it can from memory, and says what is to be read from the log to go on.
+    pub fn fill(&mut self, now: Monotonic) -> Option<ReadRequest> {
+        if self.read_retry_at.is_some_and(|at| at <= now) {
+            self.read_retry_at = None;
+        }
+        while self.restart_at.is_none() && self.in_flight_bytes() < self.settings.in_flight_bytes {
+            let front = self.ahead.front().map(|(group, _)| group.seq);
+            match front {
+                Some(seq) if seq <= self.next => {
+                    let (group, size_bytes) = self.ahead.pop_front().expect("it has a front");
+                    self.ahead_bytes -= size_bytes;
+                    if seq == self.next {
+                        self.metrics.groups_from_memory.inc();
+                        self.take(&group, size_bytes);
+                    }
+                }
+                _ if (self.next < self.end || self.probes) && self.read_retry_at.is_none() => {
+                    let room = self.settings.in_flight_bytes - self.in_flight_bytes();
+                    return Some(ReadRequest { from: self.next, limit_bytes: room.min(READ_BYTES_MAX) });
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// Takes what the log answered to a [`ReadRequest`]; `None` where it could not answer.
+    pub fn on_read(&mut self, now: Monotonic, outcome: Option<ReadOutcome>) {
+        let before = self.next;
+        let answered = outcome.is_some();
+        if let Some(outcome) = outcome {
+            for lost in &outcome.lost {
+                tracing::error!(
+                    first = lost.first.0,
+                    end = lost.end.0,
+                    reason = lost.reason,
+                    "entries of the log are lost"
+                );
+                self.metrics.lost_entries.inc_by(lost.end.0.saturating_sub(lost.first.0));
+            }
+            for group in &outcome.groups {
+                if group.seq >= self.next {
+                    self.note(group);
+                    self.metrics.groups_from_log.inc();
+                    self.take(group, size_bytes(group));
+                }
+            }
+            self.next = self.next.max(outcome.next);
+            self.end = self.end.max(self.next);
+        }
+        // Where more is known to be, no progress is a failure; an answer to a probe may be that there is none.
+        let failed = self.next == before && (before < self.end || !answered);
+        self.read_retry_at = failed.then_some(now + READ_RETRY);
+        if self.next == before && answered {
+            self.probes = false;
+        }
+    }
+
+    fn note(&mut self, group: &BatchGroup) {
+        self.end = self.end.max(group.seq.next());
+        for batch in &group.batches {
+            let count = i64::try_from(batch.records.len()).expect("a batch fits the memory");
+            let lane = self.lane(&batch.stream, batch.partition);
+            lane.end = lane.end.max(Offset(batch.base_offset.0 + count));
+        }
+    }
+
+    fn take(&mut self, group: &Arc<BatchGroup>, size_bytes: usize) {
+        let mut records = 0;
+        for (index, batch) in group.batches.iter().enumerate() {
+            let lane = self.lane(&batch.stream, batch.partition);
+            let pushed = lane.push(group, index);
+            let topic = lane.topic;
+            if pushed > 0 && self.topics[topic].state == TopicState::Unused {
+                self.topics[topic].state = TopicState::Wanted;
+            }
+            records += pushed;
+        }
+        if records > 0 {
+            let first = group.batches.iter().flat_map(|b| b.records.first()).map(|r| r.received.at).min();
+            let received = first.unwrap_or_default();
+            self.pinned_bytes += size_bytes;
+            self.entries
+                .insert(group.seq, Entry { unacknowledged: records, unsent: records, size_bytes, received });
+        }
+        self.next = group.seq.next();
+    }
+
+    /// Hands records to the client as far as it and their topics take them. True if it handed over any.
+    pub fn pump(&mut self, now: Monotonic, cluster: &mut dyn Cluster) -> bool {
+        self.ask_for_topics(now, cluster);
+        let mut progress = false;
+        for index in 0..self.lanes.len() {
+            if self.restart_at.is_some() {
+                break;
+            }
+            if self.topics[self.lanes[index].topic].state != TopicState::Ready {
+                continue;
+            }
+            loop {
+                match self.send_next(index, cluster) {
+                    Ok(true) => progress = true,
+                    Ok(false) => break,
+                    Err(ProduceError::NoTopic) => {
+                        self.no_topic(now, index);
+                        break;
+                    }
+                    Err(ProduceError::Failed(reason)) => {
+                        self.fail(now, reason);
+                        break;
+                    }
+                    Err(ProduceError::QueueFull | ProduceError::Undeliverable(_)) => return progress,
+                }
+            }
+        }
+        progress
+    }
+
+    /// Hands over the next record of a lane; false if there is none that may go now.
+    fn send_next(&mut self, index: usize, cluster: &mut dyn Cluster) -> Result<bool, ProduceError> {
+        let lane = &self.lanes[index];
+        let Some(next) = lane.next() else { return Ok(false) };
+        let (record, offset, entry) = (next.record, next.offset, next.entry);
+        let restamped = lane.restamp == Some(offset);
+        let slot = self.tokens.vacant_entry();
+        let result = cluster.produce(&Outgoing {
+            topic: &self.topics[lane.topic].name,
+            partition: lane.partition,
+            record,
+            offset,
+            timestamp_ms: if restamped { record.received.at } else { record.timestamp() }.as_millis(),
+            refused_event_time: record.event_time.filter(|_| restamped),
+            token: slot.key(),
+        });
+        let settled = match result {
+            Ok(()) => {
+                slot.insert((index, lane.next_position()));
+                None
+            }
+            Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
+            Err(error) => return Err(error),
+        };
+        let sent = Sent {
+            offset,
+            entry,
+            size_bytes: record.size_bytes(),
+            payload_bytes: record.device.as_bytes().len() + record.value.len(),
+            alone: offset < lane.alone_until,
+            restamped,
+            settled,
+        };
+        self.sent_bytes += sent.size_bytes;
+        let lane = &mut self.lanes[index];
+        lane.sent(sent);
+        let state =
+            self.entries.get_mut(&entry).expect("a record's entry stays until the record is acknowledged");
+        state.unsent -= 1;
+        if state.unsent == 0 {
+            self.pinned_bytes -= state.size_bytes;
+        }
+        if settled.is_some() {
+            self.advance(index);
+        }
+        Ok(true)
+    }
+
+    fn ask_for_topics(&mut self, now: Monotonic, cluster: &mut dyn Cluster) {
+        for topic in &mut self.topics {
+            let due = match topic.state {
+                TopicState::Wanted => true,
+                TopicState::RetryAt(at) => at <= now,
+                TopicState::Unused | TopicState::Asked | TopicState::Ready => false,
+            };
+            if due {
+                topic.state = TopicState::Asked;
+                cluster.ensure_topic(&topic.name, (self.settings.partitions)(topic.stream.as_str()));
+            }
+        }
+    }
+
+    fn no_topic(&mut self, now: Monotonic, lane: usize) {
+        let topic = &mut self.topics[self.lanes[lane].topic];
+        topic.state = TopicState::Wanted;
+        let reason = format!("topic {} is not there", topic.name);
+        self.fail(now, reason);
+    }
+
+    /// Takes a report of the cluster into account.
+    pub fn on_event(&mut self, now: Monotonic, event: ClusterEvent) {
+        match event {
+            ClusterEvent::Delivered(token) => {
+                if let Some((index, position)) = self.tokens.try_remove(token) {
+                    self.failures = 0;
+                    if let Some(sent) = self.lanes[index].at(position) {
+                        sent.settled = Some(Settled::Delivered);
+                    }
+                    self.advance(index);
+                }
+            }
+            ClusterEvent::Failed { token, error } => self.on_failed(now, token, error),
+            ClusterEvent::Topic { topic, outcome } => self.on_topic(now, &topic, outcome),
+            ClusterEvent::Fatal(reason) => self.fail(now, reason),
+            ClusterEvent::Trouble(reason) => self.show_error(reason),
+        }
+    }
+
+    fn on_failed(&mut self, now: Monotonic, token: Token, error: DeliveryError) {
+        let Some((index, position)) = self.tokens.try_remove(token) else { return };
+        match error {
+            DeliveryError::Refused(reason) => {
+                self.on_refused(index, position, reason);
+                self.fail(now, format!("Kafka refused a batch of {}: {reason}", self.lanes[index].stream));
+            }
+            DeliveryError::NoTopic => self.no_topic(now, index),
+            DeliveryError::Other(reason) => self.fail(now, reason),
+        }
+    }
+
+    /// A whole batch is refused for one bad record in it. So its records are sent one at a time, and only one that is
+    /// refused alone is given up; for its timestamp not before its receive time was tried instead.
+    fn on_refused(&mut self, index: usize, position: u64, reason: DropReason) {
+        let Self { lanes, metrics, .. } = self;
+        let lane = &mut lanes[index];
+        let Some(sent) = lane.at(position) else { return };
+        let (offset, alone, restamped) = (sent.offset, sent.alone, sent.restamped);
+        if !alone {
+            lane.alone_until = lane.alone_until.max(Offset(offset.0 + 1));
+        } else if reason == DropReason::Timestamp && !restamped {
+            lane.restamp = Some(offset);
+            metrics.restamped_records.inc();
+        } else {
+            sent.settled = Some(Settled::Dropped(reason));
+            self.advance(index);
+        }
+    }
+
+    fn on_topic(&mut self, now: Monotonic, name: &str, outcome: TopicOutcome) {
+        let Some(index) = self.topics.iter().position(|t| t.name == name) else { return };
+        let wanted = (self.settings.partitions)(self.topics[index].stream.as_str());
+        let delay = self.backoff(self.topics[index].attempts);
+        let health = self.metrics.health();
+        let topic = &mut self.topics[index];
+        match outcome {
+            TopicOutcome::Ready => {
+                topic.state = TopicState::Ready;
+                topic.attempts = 0;
+                topic.mismatch = None;
+                health.topic_waits(name, None);
+                tracing::info!(topic = name, partitions = wanted.get(), "topic is ready");
+                return;
+            }
+            TopicOutcome::PartitionMismatch { found } => {
+                let advice = format!(
+                    "topic {name} has {found} partitions, the config wants {wanted}: set `partitions = {found}` in \
+                     [[stream]] name = \"{}\" and restart the agent, or change the topic",
+                    topic.stream
+                );
+                if topic.mismatch.replace(found) != Some(found) {
+                    tracing::error!(
+                        stream = %topic.stream, topic = name, found, wanted = wanted.get(), advice,
+                        "the stream waits: its topic has another number of partitions than the config says"
+                    );
+                }
+                health.topic_waits(name, Some(advice));
+            }
+            TopicOutcome::Failed(reason) => {
+                // Usual while Kafka is away; an operator looks at the health.
+                tracing::warn!(topic = name, reason, "topic is not ready");
+                health.error(format!("topic {name}: {reason}"));
+                self.shows_error = true;
+            }
+        }
+        topic.attempts = topic.attempts.saturating_add(1);
+        topic.state = TopicState::RetryAt(now + delay);
+    }
+
+    /// Advances a lane over what is settled.
+    fn advance(&mut self, index: usize) {
+        let lane = &mut self.lanes[index];
+        let topic = &self.topics[lane.topic];
+        let (mut records, mut payload_bytes) = (0, 0);
+        while let Some((sent, settled)) = lane.pop_settled() {
+            self.sent_bytes -= sent.size_bytes;
+            match settled {
+                Settled::Delivered => {
+                    records += 1;
+                    payload_bytes += sent.payload_bytes as u64;
+                }
+                Settled::Dropped(reason) => {
+                    self.metrics.dropped(lane.stream.as_str(), reason);
+                    tracing::error!(
+                        stream = %lane.stream, partition = lane.partition.0, offset = sent.offset.0,
+                        size_bytes = sent.size_bytes, %reason, "record dropped: Kafka never takes it"
+                    );
+                }
+            }
+            let entry = self.entries.get_mut(&sent.entry).expect("as many records as were counted");
+            entry.unacknowledged -= 1;
+            if entry.unacknowledged == 0 {
+                self.entries.remove(&sent.entry);
+            }
+        }
+        if records > 0 && std::mem::take(&mut self.shows_error) {
+            self.metrics.health().acknowledged();
+        }
+        topic.acknowledged_records.inc_by(records);
+        topic.acknowledged_bytes.inc_by(payload_bytes);
+    }
+
+    /// After a failure everything under way is given up and sent again by a new producer: whatever the old one still
+    /// held could otherwise arrive behind its own repetition.
+    fn fail(&mut self, now: Monotonic, reason: String) {
+        if self.restart_at.is_none() {
+            let delay = self.backoff(self.failures);
+            self.failures = self.failures.saturating_add(1);
+            tracing::warn!(reason, delay_ms = delay.as_millis(), "the Kafka producer is restarted");
+            self.restart_at = Some(now + delay);
+        }
+        self.show_error(reason);
+    }
+
+    fn show_error(&mut self, reason: String) {
+        self.shows_error = true;
+        self.metrics.health().error(reason);
+    }
+
+    /// Whether the producer is to be restarted now.
+    pub fn restart_due(&self, now: Monotonic) -> bool {
+        self.restart_at.is_some_and(|at| at <= now)
+    }
+
+    /// Goes back to the first entry that is not fully acknowledged, after the producer was restarted or was not.
+    pub fn restarted(&mut self, now: Monotonic, result: Result<(), String>) {
+        self.restart_at = None;
+        self.metrics.producer_restarts.inc();
+        self.next = self.acknowledged();
+        self.tokens.clear();
+        self.entries.clear();
+        self.pinned_bytes = 0;
+        self.sent_bytes = 0;
+        for lane in &mut self.lanes {
+            lane.rewind();
+        }
+        if let Err(reason) = result {
+            self.fail(now, reason);
+        }
+    }
+
+    /// Exponential, between half and all of its step, so that a fleet does not come back in one moment.
+    fn backoff(&mut self, attempts: u32) -> Duration {
+        let step = RETRY.min.saturating_mul(1 << attempts.min(16)).min(RETRY.max);
+        step / 2 + self.entropy.jitter(step / 2)
+    }
+
+    fn lane(&mut self, stream: &StreamName, partition: PartitionId) -> &mut Lane {
+        let key = (stream.clone(), partition);
+        let index = match self.lane_of.get(&key) {
+            Some(index) => *index,
+            None => {
+                let topic = self.topic(stream);
+                self.lanes.push(Lane::new(stream.clone(), partition, topic));
+                self.lane_of.insert(key, self.lanes.len() - 1);
+                self.lanes.len() - 1
+            }
+        };
+        &mut self.lanes[index]
+    }
+
+    fn topic(&mut self, stream: &StreamName) -> usize {
+        if let Some(index) = self.topics.iter().position(|t| t.stream == *stream) {
+            return index;
+        }
+        let label = StreamLabel { stream: stream.as_str().to_owned() };
+        self.topics.push(Topic {
+            name: format!("{}.{stream}", self.settings.environment),
+            stream: stream.clone(),
+            state: TopicState::Unused,
+            attempts: 0,
+            mismatch: None,
+            acknowledged_records: self.metrics.acknowledged_records.get_or_create_owned(&label),
+            acknowledged_bytes: self.metrics.acknowledged_bytes.get_or_create_owned(&label),
+        });
+        self.topics.len() - 1
+    }
+
+    /// Everything below is fully acknowledged, or was lost by the log.
+    pub fn acknowledged(&self) -> EntrySeq {
+        self.entries.first_key_value().map_or(self.next, |(seq, _)| *seq)
+    }
+
+    /// The cursor as of now.
+    pub fn cursor(&self) -> Cursor {
+        let acknowledged = self.lane_of.iter().filter_map(|(key, index)| {
+            let offset = self.lanes[*index].acknowledged;
+            (offset > Offset(0)).then(|| (key.clone(), offset))
+        });
+        Cursor { generation: 0, next: self.acknowledged(), acknowledged: acknowledged.collect() }
+    }
+
+    /// Records handed to the client that it has not reported.
+    pub fn in_flight_records(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Bytes of records on their way: copies in the client, and groups that are kept for records not handed over yet.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.pinned_bytes + self.sent_bytes
+    }
+
+    /// Whether Kafka has acknowledged all that the log is known to hold, and no probe is under way.
+    pub fn is_caught_up(&self) -> bool {
+        self.acknowledged() >= self.end && !self.probes
+    }
+
+    /// Records in the log, as far as known, that Kafka has not acknowledged.
+    pub fn lag_records(&self) -> u64 {
+        self.lanes.iter().map(Lane::lag_records).sum()
+    }
+
+    /// When there is something to do that nothing from outside announces.
+    pub fn deadline(&self) -> Option<Monotonic> {
+        let topics = self.topics.iter().filter_map(|t| match t.state {
+            TopicState::RetryAt(at) => Some(at),
+            _ => None,
+        });
+        topics.chain(self.restart_at).chain(self.read_retry_at).min()
+    }
+
+    /// Brings gauges and health up to date.
+    pub fn publish(&self, wall: UnixMicros) {
+        let m = &self.metrics;
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let lag_records = self.lag_records();
+        m.in_flight_records.set(gauge(self.tokens.len() as u64));
+        m.in_flight_bytes.set(gauge(self.in_flight_bytes() as u64));
+        m.lag_records.set(gauge(lag_records));
+        m.lag_entries.set(gauge(self.end.0.saturating_sub(self.acknowledged().0)));
+        let oldest = self.entries.first_key_value().map(|(_, entry)| entry.received);
+        m.oldest_age_seconds.set(oldest.map_or(0, |at| (wall.0.saturating_sub(at.0) / 1_000_000).max(0)));
+        m.health().lag(lag_records, self.is_caught_up());
+    }
+}
+
+fn size_bytes(group: &BatchGroup) -> usize {
+    group.batches.iter().flat_map(|batch| &batch.records).map(Record::size_bytes).sum()
+}
+
+#[cfg(test)]
+#[path = "replicator_tests.rs"]
+mod tests;

@@ -1,0 +1,255 @@
+//! A cluster in memory that obeys the contract of [`Cluster`] and misbehaves within it, as a seed and its owner say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroU16,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use super::cluster::{
+    Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Token, TopicOutcome,
+};
+use crate::record::{Offset, PartitionId, Record};
+
+/// A record as a partition of the simulated cluster holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Its offset in the local log.
+    pub offset: Offset,
+    /// Kafka's timestamp in ms.
+    pub timestamp_ms: i64,
+    /// The record.
+    pub record: Record,
+}
+
+type Place = (String, PartitionId);
+
+#[derive(Debug)]
+struct Taken {
+    token: Token,
+    appended: Appended,
+}
+
+/// Decides whether a record is refused.
+type Refuses = Box<dyn Fn(&Appended) -> Option<DropReason> + Send>;
+
+struct State {
+    rng: SmallRng,
+    away: bool,
+    holds_reports: bool,
+    fails_next: Option<String>,
+    fatal: bool,
+    leaderless: BTreeSet<Place>,
+    refuses: Refuses,
+    queue_limit: usize,
+    topics: BTreeMap<String, NonZeroU16>,
+    wanted: VecDeque<(String, NonZeroU16)>,
+    queues: BTreeMap<Place, VecDeque<Taken>>,
+    partitions: BTreeMap<Place, Vec<Appended>>,
+    reports: VecDeque<ClusterEvent>,
+    restarts: u64,
+}
+
+/// The producer's end.
+pub struct SimulatedCluster {
+    state: Arc<Mutex<State>>,
+}
+
+/// The owner's end: makes weather, looks at what arrived.
+#[derive(Clone)]
+pub struct SimulatedBrokers {
+    /// Shared with the producer's end; held for one call.
+    state: Arc<Mutex<State>>,
+}
+
+/// A cluster without topics that is there and takes everything. How much it does in one poll is a function of `seed`.
+pub fn cluster(seed: u64) -> (SimulatedCluster, SimulatedBrokers) {
+    let state = Arc::new(Mutex::new(State {
+        rng: SmallRng::seed_from_u64(seed),
+        away: false,
+        holds_reports: false,
+        fails_next: None,
+        fatal: false,
+        leaderless: BTreeSet::new(),
+        refuses: Box::new(|_| None),
+        queue_limit: usize::MAX,
+        topics: BTreeMap::new(),
+        wanted: VecDeque::new(),
+        queues: BTreeMap::new(),
+        partitions: BTreeMap::new(),
+        reports: VecDeque::new(),
+        restarts: 0,
+    }));
+    (SimulatedCluster { state: Arc::clone(&state) }, SimulatedBrokers { state })
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SimulatedBrokers {
+    /// While away, nothing is appended or answered.
+    pub fn set_away(&self, away: bool) {
+        lock(&self.state).away = away;
+    }
+
+    /// While reports are held, records are appended but the producer does not hear of it. A restart loses them.
+    pub fn hold_reports(&self, hold: bool) {
+        lock(&self.state).holds_reports = hold;
+    }
+
+    /// Takes a partition its leader, or gives it one. Without a leader nothing is appended.
+    pub fn set_leader(&self, topic: &str, partition: PartitionId, present: bool) {
+        let place = (topic.to_owned(), partition);
+        let mut state = lock(&self.state);
+        if present {
+            state.leaderless.remove(&place);
+        } else {
+            state.leaderless.insert(place);
+        }
+    }
+
+    /// The next batch that would be appended fails instead, and the producer is of no more use until restarted.
+    pub fn fail_next(&self, reason: &str) {
+        lock(&self.state).fails_next = Some(reason.to_owned());
+    }
+
+    /// Batches with a record that `refuses` names are refused.
+    pub fn refuse(&self, refuses: impl Fn(&Appended) -> Option<DropReason> + Send + 'static) {
+        lock(&self.state).refuses = Box::new(refuses);
+    }
+
+    /// Most records that the producer takes before it says that its queue is full.
+    pub fn set_queue_limit(&self, records: usize) {
+        lock(&self.state).queue_limit = records;
+    }
+
+    /// Makes a topic, with other partitions than before if it was there.
+    pub fn create_topic(&self, topic: &str, partitions: NonZeroU16) {
+        lock(&self.state).topics.insert(topic.to_owned(), partitions);
+    }
+
+    /// Removes a topic; what is under way to it fails.
+    pub fn delete_topic(&self, topic: &str) {
+        lock(&self.state).topics.remove(topic);
+    }
+
+    /// Partitions of a topic, if it is there.
+    pub fn topic(&self, topic: &str) -> Option<NonZeroU16> {
+        lock(&self.state).topics.get(topic).copied()
+    }
+
+    /// What a partition holds, in order.
+    pub fn partition(&self, topic: &str, partition: PartitionId) -> Vec<Appended> {
+        lock(&self.state).partitions.get(&(topic.to_owned(), partition)).cloned().unwrap_or_default()
+    }
+
+    /// Everything that any partition ever held.
+    pub fn partitions(&self) -> BTreeMap<(String, PartitionId), Vec<Appended>> {
+        lock(&self.state).partitions.clone()
+    }
+
+    /// How often the producer was restarted.
+    pub fn restarts(&self) -> u64 {
+        lock(&self.state).restarts
+    }
+}
+
+impl State {
+    /// Appends up to a few records of one partition as one batch, or lets it fail.
+    fn append(&mut self, place: &Place) {
+        let limit = self.rng.random_range(1..=8);
+        let Some(queue) = self.queues.get_mut(place) else { return };
+        let batch: Vec<Taken> = queue.drain(..limit.min(queue.len())).collect();
+        if batch.is_empty() {
+            return;
+        }
+        let exists = self.topics.get(&place.0).is_some_and(|count| place.1.0 < i32::from(count.get()));
+        let error = if !exists {
+            Some(DeliveryError::NoTopic)
+        } else if let Some(reason) = self.fails_next.take() {
+            Some(DeliveryError::Other(reason))
+        } else {
+            batch.iter().find_map(|t| (self.refuses)(&t.appended)).map(DeliveryError::Refused)
+        };
+        match error {
+            None => {
+                let partition = self.partitions.entry(place.clone()).or_default();
+                for taken in batch {
+                    partition.push(taken.appended);
+                    self.reports.push_back(ClusterEvent::Delivered(taken.token));
+                }
+            }
+            Some(error) => {
+                self.fatal = true;
+                let purged = std::mem::take(&mut self.queues).into_values().flatten();
+                let failed = batch.into_iter().map(|t| (t, error.clone()));
+                let purged = purged.map(|t| (t, DeliveryError::Other("purged".into())));
+                let failed = failed.chain(purged);
+                self.reports.extend(failed.map(|(t, error)| ClusterEvent::Failed { token: t.token, error }));
+            }
+        }
+    }
+
+    fn answer_topics(&mut self, events: &mut Vec<ClusterEvent>) {
+        while let Some((topic, partitions)) = self.wanted.pop_front() {
+            let found = *self.topics.entry(topic.clone()).or_insert(partitions);
+            let outcome = if found == partitions {
+                TopicOutcome::Ready
+            } else {
+                TopicOutcome::PartitionMismatch { found: found.get().into() }
+            };
+            events.push(ClusterEvent::Topic { topic, outcome });
+        }
+    }
+}
+
+impl Cluster for SimulatedCluster {
+    fn produce(&mut self, out: &Outgoing<'_>) -> Result<(), ProduceError> {
+        let mut state = lock(&self.state);
+        if state.fatal {
+            return Err(ProduceError::Failed("fatal".into()));
+        }
+        if state.queues.values().map(VecDeque::len).sum::<usize>() >= state.queue_limit {
+            return Err(ProduceError::QueueFull);
+        }
+        let appended =
+            Appended { offset: out.offset, timestamp_ms: out.timestamp_ms, record: out.record.clone() };
+        let queue = state.queues.entry((out.topic.to_owned(), out.partition)).or_default();
+        queue.push_back(Taken { token: out.token, appended });
+        Ok(())
+    }
+
+    fn poll(&mut self, _timeout: Duration, events: &mut Vec<ClusterEvent>) {
+        let mut state = lock(&self.state);
+        if state.away {
+            return;
+        }
+        state.answer_topics(events);
+        let mut places: Vec<Place> =
+            state.queues.keys().filter(|place| !state.leaderless.contains(*place)).cloned().collect();
+        while !places.is_empty() && !state.fatal {
+            let index = state.rng.random_range(0..places.len());
+            state.append(&places.swap_remove(index));
+        }
+        if !state.holds_reports {
+            events.extend(state.reports.drain(..));
+        }
+    }
+
+    fn ensure_topic(&mut self, topic: &str, partitions: NonZeroU16) {
+        lock(&self.state).wanted.push_back((topic.to_owned(), partitions));
+    }
+
+    fn restart(&mut self) -> Result<(), String> {
+        let mut state = lock(&self.state);
+        state.queues.clear();
+        state.reports.clear();
+        state.fatal = false;
+        state.restarts += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! What the sources count, and what they tell `/healthz`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicU64},
+    },
+};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::record::{Record, StreamName};
+
+/// Label of what a source has one of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: String,
+}
+
+/// Labels of what a source has one of per stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StreamLabels {
+    source: String,
+    stream: String,
+}
+
+/// Labels of what a source has one of per cause.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    source: String,
+    reason: &'static str,
+}
+
+/// `wayside_source_*` of all sources. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SourceMetrics {
+    records: Family<StreamLabels, Counter>,
+    bytes: Family<StreamLabels, Counter>,
+    connected: Family<SourceLabel, Gauge>,
+    connections: Family<SourceLabel, Counter>,
+    unacknowledged: Family<SourceLabel, Gauge>,
+    rejected: Family<ReasonLabels, Counter>,
+    dropped: Family<ReasonLabels, Counter>,
+    lost: Family<SourceLabel, Counter>,
+}
+
+impl SourceMetrics {
+    /// Registers the metrics in a registry that has the prefix `wayside`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            records: Family::default(),
+            bytes: Family::default(),
+            connected: Family::default(),
+            connections: Family::default(),
+            unacknowledged: Family::default(),
+            rejected: Family::default(),
+            dropped: Family::default(),
+            lost: Family::default(),
+        };
+        registry.register("source_records", "Records handed to the pipeline", metrics.records.clone());
+        registry.register(
+            "source_bytes",
+            "Bytes of the values of records handed to the pipeline",
+            metrics.bytes.clone(),
+        );
+        registry.register(
+            "source_connected",
+            "1 while the broker or port answers",
+            metrics.connected.clone(),
+        );
+        registry.register(
+            "source_connections",
+            "Connections made or ports opened; all but the first are reconnects",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "source_unacknowledged",
+            "Frames taken whose sender has no acknowledgement yet",
+            metrics.unacknowledged.clone(),
+        );
+        registry.register(
+            "source_rejected",
+            "Frames that were no frames of the protocol, by reason",
+            metrics.rejected.clone(),
+        );
+        registry.register(
+            "source_dropped",
+            "Frames that were understood and not handed on, by reason",
+            metrics.dropped.clone(),
+        );
+        registry.register("source_lost", "Frames that devices report as lost", metrics.lost.clone());
+        metrics
+    }
+
+    /// The metrics of the source `name`, with every lookup done once.
+    pub fn source(&self, name: &str) -> SourceCounters {
+        let label = SourceLabel { source: name.to_owned() };
+        SourceCounters {
+            connected: self.connected.get_or_create_owned(&label),
+            connections: self.connections.get_or_create_owned(&label),
+            unacknowledged: self.unacknowledged.get_or_create_owned(&label),
+            lost: self.lost.get_or_create_owned(&label),
+            streams: BTreeMap::new(),
+            families: self.clone(),
+            source: label.source,
+        }
+    }
+}
+
+/// The metrics of one source.
+#[derive(Debug)]
+pub struct SourceCounters {
+    /// 1 while the broker or port answers.
+    pub connected: Gauge<i64, AtomicI64>,
+    /// Connections made or ports opened.
+    pub connections: Counter<u64, AtomicU64>,
+    /// Frames taken and not yet acknowledged to their sender.
+    pub unacknowledged: Gauge<i64, AtomicI64>,
+    /// Frames that devices report as lost.
+    pub lost: Counter<u64, AtomicU64>,
+    streams: BTreeMap<StreamName, (Counter, Counter)>,
+    families: SourceMetrics,
+    source: String,
+}
+
+impl SourceCounters {
+    /// Counts a record that was handed on.
+    pub fn record(&mut self, record: &Record) {
+        let size_bytes = record.value.len() as u64;
+        if let Some((records, bytes)) = self.streams.get(&record.stream) {
+            records.inc();
+            bytes.inc_by(size_bytes);
+            return;
+        }
+        let labels = StreamLabels { source: self.source.clone(), stream: record.stream.to_string() };
+        let records = self.families.records.get_or_create_owned(&labels);
+        let bytes = self.families.bytes.get_or_create_owned(&labels);
+        records.inc();
+        bytes.inc_by(size_bytes);
+        self.streams.insert(record.stream.clone(), (records, bytes));
+    }
+
+    /// Counts `count` frames that were no frames of the protocol.
+    pub fn rejected(&self, reason: &'static str, count: u64) {
+        self.families.rejected.get_or_create(&self.reason(reason)).inc_by(count);
+    }
+
+    /// Counts a frame that was understood and not handed on.
+    pub fn dropped(&self, reason: &'static str) {
+        self.families.dropped.get_or_create(&self.reason(reason)).inc();
+    }
+
+    fn reason(&self, reason: &'static str) -> ReasonLabels {
+        ReasonLabels { source: self.source.clone(), reason }
+    }
+}
+
+/// How a source is, for `/healthz`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceState {
+    /// The broker or port answers.
+    pub connected: bool,
+    /// What keeps it from working as configured, the latest; `None` while all is well.
+    pub error: Option<String>,
+}
+
+/// Where a source publishes its [`SourceState`]. Cheap to clone; all clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct SourceHealth {
+    // Written a few times per reconnect by the source, read by the HTTP handler; neither holds it across an await.
+    state: Arc<Mutex<SourceState>>,
+}
+
+impl SourceHealth {
+    /// The state as it is now.
+    pub fn state(&self) -> SourceState {
+        self.lock().clone()
+    }
+
+    /// The source works as configured.
+    pub(crate) fn healthy(&self) {
+        *self.lock() = SourceState { connected: true, error: None };
+    }
+
+    /// The source works, but not as configured.
+    pub(crate) fn degraded(&self, error: String) {
+        *self.lock() = SourceState { connected: true, error: Some(error) };
+    }
+
+    /// The source has no connection. Returns whether that is for another cause than before, which is worth a line in
+    /// the log; a repetition is not.
+    pub(crate) fn down(&self, error: &str) -> bool {
+        let mut state = self.lock();
+        let news = state.connected || state.error.as_deref() != Some(error);
+        *state = SourceState { connected: false, error: Some(error.to_owned()) };
+        news
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, SourceState> {
+        // A plain value is whole after any panic.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,317 @@
+//! What the source decides, without sockets: which messages are new, in which order they are answered, when to ask for
+//! an early commit, what to subscribe to, when to ping.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use super::wire::{Publish, Writer};
+use crate::{
+    commit::Acknowledgement,
+    config::Qos,
+    env::Monotonic,
+    source::{Ticket, Unacknowledged},
+};
+
+/// Unacknowledged messages at which a broker with MQTT 3.1.1 may hold back: Mosquitto's `max_inflight_messages`.
+const IN_FLIGHT_GUESS: usize = 20;
+
+/// Silence after which a broker with [`IN_FLIGHT_GUESS`] messages in flight is taken to hold back.
+const STALL_AFTER: Duration = Duration::from_millis(3);
+
+/// What it takes to answer a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    packet_id: u16,
+    qos: Qos,
+    digest: u64,
+}
+
+impl Answer {
+    fn write(self, known: &mut BTreeMap<u16, u64>, unreleased: &mut usize, writer: &mut Writer) {
+        match self.qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => writer.puback(self.packet_id),
+            Qos::ExactlyOnce => {
+                writer.pubrec(self.packet_id);
+                known.insert(self.packet_id, self.digest);
+                *unreleased += 1;
+            }
+        }
+    }
+}
+
+/// Whether a message must be handed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// Yes; and answer it, unless it has QoS 0.
+    New(Option<Answer>),
+    /// No, it was handed on before the connection broke; only answer it.
+    Known(Answer),
+}
+
+/// Messages between their PUBLISH and the end of their handshake.
+#[derive(Debug)]
+pub(super) struct Deliveries {
+    receive_maximum: usize,
+    /// To be answered on this connection, in PUBLISH order.
+    waiting: Unacknowledged<Answer>,
+    /// Ids that the broker cannot have given to another message meanwhile, with the digest of theirs: taken over a
+    /// connection that broke before the answer, or QoS 2 whose PUBREL is outstanding.
+    known: BTreeMap<u16, u64>,
+    /// QoS 2 messages of this connection whose PUBREL is outstanding: they count against the broker's limit.
+    unreleased: usize,
+    /// Most in flight on this connection: the broker's limit is not lower.
+    peak: usize,
+    last_ticket: Ticket,
+    last_acknowledgement: Option<Acknowledgement>,
+    arrived_at: Monotonic,
+    urged: bool,
+}
+
+impl Deliveries {
+    /// Nothing in flight. `receive_maximum` as sent in CONNECT.
+    pub(super) fn new(receive_maximum: u16) -> Self {
+        Self {
+            receive_maximum: usize::from(receive_maximum),
+            waiting: Unacknowledged::default(),
+            known: BTreeMap::new(),
+            unreleased: 0,
+            peak: 0,
+            last_ticket: Ticket::default(),
+            last_acknowledgement: None,
+            arrived_at: Monotonic::default(),
+            urged: false,
+        }
+    }
+
+    /// The connection is gone: its packet ids must not be answered on another.
+    pub(super) fn disconnected(&mut self) {
+        for answer in self.waiting.abandon() {
+            self.known.insert(answer.packet_id, answer.digest);
+        }
+        self.unreleased = 0;
+        self.peak = 0;
+        self.urged = false;
+    }
+
+    /// The broker has no session of ours, or it is another broker: its packet ids mean new messages.
+    pub(super) fn session_lost(&mut self) {
+        self.known.clear();
+    }
+
+    /// Judges a message. Called in PUBLISH order; the answers go back to [`Deliveries::submitted`] in that order.
+    pub(super) fn arrive(&mut self, now: Monotonic, publish: &Publish) -> Arrival {
+        self.arrived_at = now;
+        if publish.qos == Qos::AtMostOnce {
+            return Arrival::New(None);
+        }
+        let packet_id = publish.packet_id;
+        let digest = digest(publish);
+        let answer = Answer { packet_id, qos: publish.qos, digest };
+        // The id alone proves nothing if the broker went back to an old state of its own: only a message that claims to
+        // be a repetition and is equal to the one handed on is held back.
+        match self.known.remove(&packet_id) {
+            Some(known) if publish.dup && known == digest => Arrival::Known(answer),
+            _ => Arrival::New(Some(answer)),
+        }
+    }
+
+    /// `answers` wait for `ticket`; `None` if nothing of what they came with was new, then for what was submitted last.
+    pub(super) fn submitted(&mut self, ticket: Option<Ticket>, answers: impl IntoIterator<Item = Answer>) {
+        self.last_ticket = ticket.unwrap_or(self.last_ticket);
+        for answer in answers {
+            self.waiting.push(self.last_ticket, answer);
+        }
+        self.peak = self.peak.max(self.in_flight());
+        self.urged = false;
+    }
+
+    /// Answers what `acknowledgement` covers.
+    pub(super) fn acknowledged(&mut self, acknowledgement: Acknowledgement, writer: &mut Writer) {
+        self.last_acknowledgement = Some(acknowledgement);
+        self.answer(writer);
+    }
+
+    /// Answers what is covered by acknowledgements that have already come.
+    pub(super) fn answer(&mut self, writer: &mut Writer) {
+        match self.last_acknowledgement {
+            Some(acknowledgement) => {
+                for answer in self.waiting.release(acknowledgement) {
+                    answer.write(&mut self.known, &mut self.unreleased, writer);
+                }
+            }
+            // Nothing was ever submitted: what waits is about messages that were dropped.
+            None if self.last_ticket == Ticket::default() => {
+                for answer in self.waiting.abandon() {
+                    answer.write(&mut self.known, &mut self.unreleased, writer);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// PUBREL came. It is always answered, also for an id that nobody knows any more: a broker that missed our PUBCOMP
+    /// would else ask for ever.
+    pub(super) fn release(&mut self, now: Monotonic, packet_id: u16, writer: &mut Writer) {
+        self.arrived_at = now;
+        if self.known.remove(&packet_id).is_some() {
+            self.unreleased = self.unreleased.saturating_sub(1);
+        }
+        writer.pubcomp(packet_id);
+    }
+
+    /// When the broker has to be taken as holding back, so that the commit should not wait for its window. `None` while
+    /// it has no reason to, or was already told so.
+    pub(super) fn urge_at(&self) -> Option<Monotonic> {
+        if self.urged || self.waiting.is_empty() {
+            return None;
+        }
+        if self.in_flight() >= self.receive_maximum {
+            return Some(self.arrived_at);
+        }
+        (self.in_flight() >= self.peak.max(IN_FLIGHT_GUESS)).then(|| self.arrived_at + STALL_AFTER)
+    }
+
+    /// The commit was asked for.
+    pub(super) fn urged(&mut self) {
+        self.urged = true;
+    }
+
+    /// Messages that have no answer yet.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.waiting.len() + self.unreleased
+    }
+}
+
+fn digest(publish: &Publish) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    publish.topic.hash(&mut hasher);
+    publish.payload.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A filter that the broker does not grant as asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// The topic filter.
+    pub(super) filter: String,
+    /// The broker's reason.
+    pub(super) reason: String,
+}
+
+/// Which filters the broker's session has.
+#[derive(Debug)]
+pub(super) struct Subscriptions {
+    filters: Vec<(String, bool)>,
+    asked: Option<(u16, Vec<usize>)>,
+    last_id: u16,
+}
+
+impl Subscriptions {
+    /// None granted. Filters that occur twice are subscribed once.
+    pub(super) fn new<'a>(filters: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut unique: Vec<(String, bool)> = Vec::new();
+        for filter in filters {
+            if !unique.iter().any(|(known, _)| known == filter) {
+                unique.push((filter.to_owned(), false));
+            }
+        }
+        Self { filters: unique, asked: None, last_id: 0 }
+    }
+
+    /// The broker's session is new to us.
+    pub(super) fn session_lost(&mut self) {
+        self.filters.iter_mut().for_each(|(_, granted)| *granted = false);
+    }
+
+    /// An unanswered SUBSCRIBE went with the connection.
+    pub(super) fn disconnected(&mut self) {
+        self.asked = None;
+    }
+
+    /// Whether filters are missing and nothing was asked.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.asked.is_none() && self.filters.iter().any(|(_, granted)| !granted)
+    }
+
+    /// Whether a SUBSCRIBE waits for its SUBACK.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Asks for all that are missing.
+    pub(super) fn ask(&mut self, qos: Qos, writer: &mut Writer) {
+        let missing: Vec<usize> =
+            self.filters.iter().enumerate().filter(|(_, (_, granted))| !granted).map(|(i, _)| i).collect();
+        if missing.is_empty() {
+            return;
+        }
+        self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+        writer.subscribe(self.last_id, missing.iter().map(|i| self.filters[*i].0.as_str()), qos);
+        self.asked = Some((self.last_id, missing));
+    }
+
+    /// Takes a SUBACK and returns what it refuses. One for no SUBSCRIBE of ours is ignored; a filter without a code
+    /// counts as refused.
+    pub(super) fn answered(&mut self, packet_id: u16, granted: Vec<Result<Qos, String>>) -> Vec<Refusal> {
+        let Some((_, asked)) = self.asked.take_if(|(id, _)| *id == packet_id) else { return Vec::new() };
+        let missing = std::iter::repeat_with(|| Err("SUBACK without a code".to_owned()));
+        let mut refusals = Vec::new();
+        for (index, code) in asked.into_iter().zip(granted.into_iter().chain(missing)) {
+            let (filter, is_granted) = &mut self.filters[index];
+            match code {
+                Ok(_) => *is_granted = true,
+                Err(reason) => refusals.push(Refusal { filter: filter.clone(), reason }),
+            }
+        }
+        refusals
+    }
+}
+
+/// When to ping, and when the broker is dead.
+#[derive(Debug)]
+pub(super) struct KeepAlive {
+    interval: Duration,
+    sent_at: Monotonic,
+    pinged_at: Option<Monotonic>,
+}
+
+impl KeepAlive {
+    /// For a connection that was made `now`. An interval of 0 means that the broker wants no pings.
+    pub(super) fn new(interval: Duration, now: Monotonic) -> Self {
+        Self { interval, sent_at: now, pinged_at: None }
+    }
+
+    /// Something was sent.
+    pub(super) fn sent(&mut self, now: Monotonic) {
+        self.sent_at = now;
+    }
+
+    /// Something was received: the broker lives.
+    pub(super) fn received(&mut self) {
+        self.pinged_at = None;
+    }
+
+    /// When to send a ping: a quarter of the interval before the broker would lose patience.
+    pub(super) fn ping_at(&self) -> Option<Monotonic> {
+        (self.pinged_at.is_none() && !self.interval.is_zero()).then(|| self.sent_at + self.interval * 3 / 4)
+    }
+
+    /// A ping was sent.
+    pub(super) fn pinged(&mut self, now: Monotonic) {
+        self.pinged_at = Some(now);
+        self.sent_at = now;
+    }
+
+    /// When the broker is dead unless something comes.
+    pub(super) fn dead_at(&self) -> Option<Monotonic> {
+        self.pinged_at.map(|at| at + self.interval)
+    }
+}
