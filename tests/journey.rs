@@ -46,7 +46,7 @@ fn readings_of_native_devices_on_a_serial_line_reach_kafka_once_and_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let line = directory.path().join("line");
     let mut load = Load::start(
-        ["occupancy", "--devices", "8", "--rate", "200", "--duration", "5s", "--serial"]
+        ["occupancy", "--devices", "4", "--rate", "100", "--duration", "5s", "--serial"]
             .iter()
             .map(std::ffi::OsStr::new)
             .chain([line.as_os_str()]),
@@ -58,9 +58,9 @@ fn readings_of_native_devices_on_a_serial_line_reach_kafka_once_and_in_order() {
     );
     agent.start();
     load.finish(DEADLINE);
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(800);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(400);
     agent.stop();
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(800);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(400);
 }
 
 /// The line of a recording: `<receive time> <topic> {"<event>":{...}}`, where the topic may hold spaces.
@@ -114,7 +114,8 @@ partitions = 4
         }
     }
     let url = broker.url();
-    let arguments = ["replay", "--mqtt", &url, "--qos", "1"].map(std::ffi::OsStr::new);
+    let arguments =
+        ["replay", "--mqtt", &url, "--speed", "max", "--stream", "hfp", "--hfp"].map(std::ffi::OsStr::new);
     let mut replay = Load::start(arguments.into_iter().chain(dumps.iter().map(|dump| dump.as_os_str())));
     replay.finish(DEADLINE);
 

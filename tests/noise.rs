@@ -15,15 +15,27 @@ fn flipped_dropped_and_inserted_bytes_on_a_line_cost_resends_and_nothing_else() 
     let cluster = kafka::shared();
     let directory = tempfile::tempdir().unwrap();
     let line = directory.path().join("line");
-    let arguments =
-        ["occupancy", "--devices", "8", "--rate", "200", "--duration", "10s", "--noise", "0.001", "--serial"];
+    // A frame of 60 bytes arrives as it was sent in about 6 of 7 cases; the rest is the link protocol's to repair.
+    let arguments = [
+        "occupancy",
+        "--devices",
+        "8",
+        "--rate",
+        "200",
+        "--duration",
+        "10s",
+        "--json",
+        "--noise",
+        "0.001",
+        "--serial",
+    ];
     let mut load = Load::start(arguments.iter().map(OsStr::new).chain([line.as_os_str()]));
     let mut agent =
         Agent::new("noise", &cluster.bootstrap_servers(), &agent::serial_source("line", &line, "native"));
     agent.start();
-    let summary = load.finish(DEADLINE);
+    let summary: serde_json::Value = serde_json::from_str(&load.finish(DEADLINE)).unwrap();
     assert!(summary["resent"].as_u64().unwrap() > 0, "the line was not noisy: {summary}");
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(1_500);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(800);
     agent.stop();
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(1_500);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(800);
 }

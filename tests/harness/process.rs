@@ -51,11 +51,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` (see [`command`]) with both outputs appended to `log`.
+    /// Starts `command` (see [`command`]), its standard error appended to `log` and its output to a file beside it.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
-        let output =
-            File::options().create(true).append(true).open(log).expect("the log's directory is writable");
-        command.stderr(output.try_clone().expect("a file handle can be copied")).stdout(output);
+        let append = |path: &Path| {
+            File::options().create(true).append(true).open(path).expect("the log's directory is writable")
+        };
+        command.stderr(append(log)).stdout(append(&log.with_extension("stdout")));
         Self { name: name.to_owned(), child: spawn(command), log: log.to_owned() }
     }
 
