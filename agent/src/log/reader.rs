@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     BatchGroup, EntrySeq, Log, LogError, LostEntries, ReadOutcome,
-    entry::{EntryError, EntryKind},
+    entry::EntryKind,
     group,
     store::{StoreError, StoredEntry},
 };
@@ -108,37 +108,25 @@ impl Log {
         if seq > outcome.next {
             self.lose(outcome, seq, "missing in the epoch".into());
         }
-        let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| match kind {
-            // Offsets may go on elsewhere behind a loss, which the sequence tells of.
-            EntryKind::Checkpoint => Ok((raw.len(), None)),
-            EntryKind::Group => {
-                group::decode(&raw, &mut self.names).map(|batches| (raw.len(), Some(batches)))
-            }
+        let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| {
+            let batches = match kind {
+                EntryKind::Checkpoint => None,
+                EntryKind::Group => Some(group::decode(&raw, &mut self.names)?),
+            };
+            Ok((raw.len(), batches))
         });
-        self.accept(
-            outcome,
-            seq,
-            decoded.map(|(bytes, batches)| (bytes, batches.map(|batches| BatchGroup { seq, batches }))),
-        )
-    }
-
-    fn accept(
-        &mut self,
-        outcome: &mut ReadOutcome,
-        seq: EntrySeq,
-        decoded: Result<(usize, Option<BatchGroup>), EntryError>,
-    ) -> usize {
         match decoded {
-            Ok((bytes, group)) => {
+            Ok((raw_bytes, batches)) => {
                 outcome.next = seq.next();
-                if let Some(group) = group {
-                    if let Some(wrong) = self.continuity.check(&group) {
-                        tracing::error!(%seq, wrong, "offsets do not go on where they stopped");
-                        outcome.lost.push(LostEntries { first: seq, end: seq, reason: wrong });
+                if let Some(batches) = batches {
+                    let group = BatchGroup { seq, batches };
+                    if let Some(reason) = self.continuity.check(&group) {
+                        tracing::error!(%seq, reason, "offsets do not go on where they stopped");
+                        outcome.lost.push(LostEntries { first: seq, end: seq, reason });
                     }
                     outcome.groups.push(Arc::new(group));
                 }
-                bytes
+                raw_bytes
             }
             Err(error) => {
                 if seq >= self.continuity.counted {

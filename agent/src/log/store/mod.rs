@@ -2,7 +2,9 @@
 //!
 //! An **epoch** is a run of entries that is created, synced and deleted as one; an **entry** is a byte string under a
 //! dense sequence number. Nothing above this trait knows which engine runs; offsets, checksums, retention, recovery and
-//! quarantine belong to the log above. Every engine passes the one contract suite in `contract.rs`.
+//! quarantine belong to the log above. Every engine passes the one contract suite in `contract.rs`:
+//! * [`sled`]: what the agent runs on
+//! * [`simulated`]: in memory, with every fault that a disk can have; for tests and simulations
 
 #[cfg(test)]
 pub(in crate::log) mod contract;

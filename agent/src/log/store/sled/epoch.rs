@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use tempfile::TempDir;
 
 use super::guard::{self, Failure, Opened};
 use crate::log::store::{EntrySeq, EpochId, StoredEntry};
@@ -22,6 +24,9 @@ const TREES_MAX: usize = 128;
 
 /// What an entry takes beside its bytes, about.
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
+
+/// A file system in memory.
+const MEMORY_DIR: &str = "/dev/shm";
 
 /// The epoch that is being written.
 #[derive(Debug)]
@@ -96,6 +101,8 @@ pub(super) struct ReadEpoch {
     trees: Vec<EntrySeq>,
     /// The tree read last.
     tree: Option<(EntrySeq, ::sled::Tree)>,
+    /// Where the files are, if not in the data directory.
+    copy: Option<TempDir>,
 }
 
 /// A tree did not read.
@@ -121,7 +128,18 @@ impl ReadEpoch {
         };
         let mut trees: Vec<EntrySeq> = names.iter().filter_map(|name| tree_first(name)).collect();
         trees.sort_unstable();
-        Ok(Self { id, path: path.into(), opened, trees, tree: None })
+        Ok(Self { id, path: path.into(), opened, trees, tree: None, copy: None })
+    }
+
+    /// Opens a copy of the epoch in memory, for a disk that is so full that sled cannot open there.
+    pub(super) fn open_in_memory(id: EpochId, path: &Path, timeout: Duration) -> Result<Self, Failure> {
+        let copy =
+            tempfile::Builder::new().prefix("wayside-").tempdir_in(MEMORY_DIR).map_err(Failure::of_io)?;
+        for name in ["conf", "db"] {
+            fs::copy(path.join(name), copy.path().join(name)).map_err(Failure::of_io)?;
+        }
+        let reader = Self::open(id, copy.path(), timeout)?;
+        Ok(Self { copy: Some(copy), ..reader })
     }
 
     /// Reads on from `from`, leaving out the trees in `bad`.
@@ -155,7 +173,7 @@ impl ReadEpoch {
     }
 
     pub(super) fn close(self, timeout: Duration) {
-        guard::close((self.tree, self.opened), self.path, timeout);
+        guard::close((self.tree, self.opened, self.copy), self.path, timeout);
     }
 }
 

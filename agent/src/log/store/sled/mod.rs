@@ -162,6 +162,10 @@ impl SledStore {
         if matches!(opened, Err(Failure::NoSpace)) && self.dir.drop_ballast() {
             opened = ReadEpoch::open(epoch, &path, self.options.timeout);
         }
+        if matches!(opened, Err(Failure::NoSpace)) {
+            tracing::warn!(%epoch, "disk full: the epoch is read from a copy in memory");
+            opened = ReadEpoch::open_in_memory(epoch, &path, self.options.timeout);
+        }
         match opened {
             Ok(reader) => {
                 self.slow_opens.remove(&epoch);
