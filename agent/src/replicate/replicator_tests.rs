@@ -327,6 +327,16 @@ fn a_topic_with_other_partitions_makes_its_stream_wait_and_says_what_to_do() {
 }
 
 #[test]
+fn records_of_partitions_that_the_topic_has_not_go_where_their_device_belongs() {
+    let mut world = World::new(1, 1 << 20);
+    // The config said more than 7 when this was committed, and says 4 now.
+    world.commit(&[("a", 7, 3)], true);
+    world.run_until_caught_up();
+    let PartitionId(partition) = partition_of(&record("a", 7, 0).device, NonZeroU16::new(4).unwrap());
+    assert_eq!(offsets(&world.brokers, "a", partition), [0, 1, 2]);
+}
+
+#[test]
 fn entries_that_the_log_lost_are_counted_and_passed() {
     let mut world = World::new(1, 1 << 20);
     let lost = LostEntries { first: EntrySeq(0), end: EntrySeq(3), reason: "checksum".into() };
