@@ -313,7 +313,7 @@ impl Replicator {
         let lane = &self.lanes[index];
         let Some(next) = lane.next() else { return Ok(false) };
         let (record, offset, entry) = (next.record, next.offset, next.entry);
-        let restamped = lane.restamp == Some(offset);
+        let restamped = lane.restamp == Some(offset) || self.topics[lane.topic].refuses_event_time(record);
         let topic = &self.topics[lane.topic];
         // Written when the config said more partitions than the topic has. A device's records on both sides of such a
         // change have no order anyway, as ever when partitions change in Kafka.
@@ -338,8 +338,12 @@ impl Replicator {
             Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
             Err(error) => return Err(error),
         };
+        if restamped && settled.is_none() {
+            self.metrics.restamped_records.inc();
+        }
         let sent = Sent {
             offset,
+            times: record.event_time.map(|event_time| (event_time, record.received.at)),
             entry,
             size_bytes: record.size_bytes(),
             payload_bytes: record.device.as_bytes().len() + record.value.len(),
@@ -410,17 +414,22 @@ impl Replicator {
     /// A whole batch is refused for one bad record in it. So its records are sent one at a time, and only one that is
     /// refused alone is given up; for its timestamp not before its receive time was tried instead.
     fn on_refused(&mut self, index: usize, position: u64, reason: DropReason) {
-        let Self { lanes, metrics, .. } = self;
+        let Self { lanes, topics, .. } = self;
         let lane = &mut lanes[index];
         let Some(sent) = lane.at(position) else { return };
         let (offset, alone, restamped) = (sent.offset, sent.alone, sent.restamped);
         if !alone {
             lane.alone_until = lane.alone_until.max(Offset(offset.0 + 1));
         } else if reason == DropReason::Timestamp && !restamped {
+            if let Some((event_time, received)) = sent.times {
+                topics[lane.topic].event_time_refused(event_time, received);
+            }
             lane.restamp = Some(offset);
-            metrics.restamped_records.inc();
+            lane.alone_until = Offset(offset.0 + 1);
         } else {
             sent.settled = Some(Settled::Dropped(reason));
+            // The others of the batch have a chance again to go together.
+            lane.alone_until = Offset(offset.0 + 1);
             self.advance(index);
         }
     }
