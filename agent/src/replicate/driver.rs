@@ -140,7 +140,8 @@ impl Driver {
                 break;
             }
             if !self.step(now) {
-                self.poll(PAUSE_MIN.min(deadline.since(now)));
+                let pause = self.next_pause();
+                self.poll(pause.min(deadline.since(now)));
             }
         }
         self.replicator.publish(self.clock.wall().at);
@@ -209,14 +210,19 @@ impl Driver {
             timeout = timeout.min(deadline.since(now));
         }
         if !self.replicator.is_caught_up() {
-            timeout = timeout.min(self.pause);
-            self.pause = (self.pause * 2).min(PAUSE_MAX);
+            timeout = timeout.min(self.next_pause());
         }
         match self.live.recv_timeout(timeout) {
             Ok(group) => self.replicator.offer(group),
             // `take_live` sees it.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(PAUSE_MAX);
+        pause
     }
 
     /// Writes the cursor if it advanced, then lets the log trim. True if the file says what is acknowledged.

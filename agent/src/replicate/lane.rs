@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::cluster::DropReason;
 use crate::{
     log::{BatchGroup, EntrySeq, LogBatch},
-    record::{Offset, PartitionId, Record, StreamName},
+    record::{Offset, PartitionId, Record, StreamName, UnixMicros},
 };
 
 /// What of a batch has not been handed to the client yet.
@@ -42,6 +42,8 @@ pub(super) struct Sent {
     pub(super) size_bytes: usize,
     /// Key and value.
     pub(super) payload_bytes: usize,
+    /// Its event time, if it has one, and its receive time.
+    pub(super) times: Option<(UnixMicros, UnixMicros)>,
     /// Nothing else of the lane was under way when it was sent, so a refusal is meant for it alone.
     pub(super) alone: bool,
     /// Sent with its receive time as Kafka's timestamp.

@@ -31,6 +31,7 @@ mod metrics;
 mod properties;
 mod replicator;
 pub mod simulated;
+mod topic;
 mod topics;
 
 use std::fmt;
@@ -76,5 +77,7 @@ impl fmt::Debug for Replicator {
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod real_kafka_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use prometheus_client::metrics::counter::Counter;
 use slab::Slab;
 
 use super::{
@@ -16,12 +15,14 @@ use super::{
     },
     cursor::Cursor,
     lane::{Lane, Sent, Settled},
-    metrics::{ReplicateMetrics, StreamLabel},
+    metrics::ReplicateMetrics,
+    topic::{Topic, TopicState},
 };
 use crate::{
     config::Backoff,
     env::{Entropy, Monotonic},
     log::{BatchGroup, EntrySeq, ReadOutcome},
+    partition::partition_of,
     record::{Offset, PartitionId, Record, StreamName, UnixMicros},
 };
 
@@ -74,28 +75,6 @@ struct Entry {
     unsent: usize,
     size_bytes: usize,
     received: UnixMicros,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum TopicState {
-    /// No record for it yet.
-    Unused,
-    /// To be asked for.
-    Wanted,
-    Asked,
-    Ready,
-    RetryAt(Monotonic),
-}
-
-struct Topic {
-    name: String,
-    stream: StreamName,
-    state: TopicState,
-    attempts: u32,
-    /// The last answer was a mismatch of so many partitions; it is logged once.
-    mismatch: Option<usize>,
-    acknowledged_records: Counter,
-    acknowledged_bytes: Counter,
 }
 
 /// Decides what is sent to Kafka and keeps account of what was acknowledged.
@@ -334,11 +313,17 @@ impl Replicator {
         let lane = &self.lanes[index];
         let Some(next) = lane.next() else { return Ok(false) };
         let (record, offset, entry) = (next.record, next.offset, next.entry);
-        let restamped = lane.restamp == Some(offset);
+        let restamped = lane.restamp == Some(offset) || self.topics[lane.topic].refuses_event_time(record);
+        let topic = &self.topics[lane.topic];
+        // Written when the config said more partitions than the topic has. A device's records on both sides of such a
+        // change have no order anyway, as ever when partitions change in Kafka.
+        let is_beyond = lane.partition.0 >= i32::from(topic.partitions.get());
+        let partition =
+            if is_beyond { partition_of(&record.device, topic.partitions) } else { lane.partition };
         let slot = self.tokens.vacant_entry();
         let result = cluster.produce(&Outgoing {
-            topic: &self.topics[lane.topic].name,
-            partition: lane.partition,
+            topic: &topic.name,
+            partition,
             record,
             offset,
             timestamp_ms: if restamped { record.received.at } else { record.timestamp() }.as_millis(),
@@ -353,8 +338,12 @@ impl Replicator {
             Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
             Err(error) => return Err(error),
         };
+        if restamped && settled.is_none() {
+            self.metrics.restamped_records.inc();
+        }
         let sent = Sent {
             offset,
+            times: record.event_time.map(|event_time| (event_time, record.received.at)),
             entry,
             size_bytes: record.size_bytes(),
             payload_bytes: record.device.as_bytes().len() + record.value.len(),
@@ -378,16 +367,9 @@ impl Replicator {
     }
 
     fn ask_for_topics(&mut self, now: Monotonic, cluster: &mut dyn Cluster) {
-        for topic in &mut self.topics {
-            let due = match topic.state {
-                TopicState::Wanted => true,
-                TopicState::RetryAt(at) => at <= now,
-                TopicState::Unused | TopicState::Asked | TopicState::Ready => false,
-            };
-            if due {
-                topic.state = TopicState::Asked;
-                cluster.ensure_topic(&topic.name, (self.settings.partitions)(topic.stream.as_str()));
-            }
+        for topic in self.topics.iter_mut().filter(|t| t.is_due(now)) {
+            topic.state = TopicState::Asked;
+            cluster.ensure_topic(&topic.name, topic.partitions);
         }
     }
 
@@ -432,59 +414,31 @@ impl Replicator {
     /// A whole batch is refused for one bad record in it. So its records are sent one at a time, and only one that is
     /// refused alone is given up; for its timestamp not before its receive time was tried instead.
     fn on_refused(&mut self, index: usize, position: u64, reason: DropReason) {
-        let Self { lanes, metrics, .. } = self;
+        let Self { lanes, topics, .. } = self;
         let lane = &mut lanes[index];
         let Some(sent) = lane.at(position) else { return };
         let (offset, alone, restamped) = (sent.offset, sent.alone, sent.restamped);
         if !alone {
             lane.alone_until = lane.alone_until.max(Offset(offset.0 + 1));
         } else if reason == DropReason::Timestamp && !restamped {
+            if let Some((event_time, received)) = sent.times {
+                topics[lane.topic].event_time_refused(event_time, received);
+            }
             lane.restamp = Some(offset);
-            metrics.restamped_records.inc();
+            lane.alone_until = Offset(offset.0 + 1);
         } else {
             sent.settled = Some(Settled::Dropped(reason));
+            // The others of the batch have a chance again to go together.
+            lane.alone_until = Offset(offset.0 + 1);
             self.advance(index);
         }
     }
 
     fn on_topic(&mut self, now: Monotonic, name: &str, outcome: TopicOutcome) {
         let Some(index) = self.topics.iter().position(|t| t.name == name) else { return };
-        let wanted = (self.settings.partitions)(self.topics[index].stream.as_str());
         let delay = self.backoff(self.topics[index].attempts);
-        let health = self.metrics.health();
-        let topic = &mut self.topics[index];
-        match outcome {
-            TopicOutcome::Ready => {
-                topic.state = TopicState::Ready;
-                topic.attempts = 0;
-                topic.mismatch = None;
-                health.topic_waits(name, None);
-                tracing::info!(topic = name, partitions = wanted.get(), "topic is ready");
-                return;
-            }
-            TopicOutcome::PartitionMismatch { found } => {
-                let advice = format!(
-                    "topic {name} has {found} partitions, the config wants {wanted}: set `partitions = {found}` in \
-                     [[stream]] name = \"{}\" and restart the agent, or change the topic",
-                    topic.stream
-                );
-                if topic.mismatch.replace(found) != Some(found) {
-                    tracing::error!(
-                        stream = %topic.stream, topic = name, found, wanted = wanted.get(), advice,
-                        "the stream waits: its topic has another number of partitions than the config says"
-                    );
-                }
-                health.topic_waits(name, Some(advice));
-            }
-            TopicOutcome::Failed(reason) => {
-                // Usual while Kafka is away; an operator looks at the health.
-                tracing::warn!(topic = name, reason, "topic is not ready");
-                health.error(format!("topic {name}: {reason}"));
-                self.shows_error = true;
-            }
-        }
-        topic.attempts = topic.attempts.saturating_add(1);
-        topic.state = TopicState::RetryAt(now + delay);
+        self.shows_error |= matches!(outcome, TopicOutcome::Failed(_));
+        self.topics[index].answered(outcome, now + delay, &self.metrics.health());
     }
 
     /// Advances a lane over what is settled.
@@ -583,16 +537,9 @@ impl Replicator {
         if let Some(index) = self.topics.iter().position(|t| t.stream == *stream) {
             return index;
         }
-        let label = StreamLabel { stream: stream.as_str().to_owned() };
-        self.topics.push(Topic {
-            name: format!("{}.{stream}", self.settings.environment),
-            stream: stream.clone(),
-            state: TopicState::Unused,
-            attempts: 0,
-            mismatch: None,
-            acknowledged_records: self.metrics.acknowledged_records.get_or_create_owned(&label),
-            acknowledged_bytes: self.metrics.acknowledged_bytes.get_or_create_owned(&label),
-        });
+        let name = format!("{}.{stream}", self.settings.environment);
+        let partitions = (self.settings.partitions)(stream.as_str());
+        self.topics.push(Topic::new(name, stream.clone(), partitions, &self.metrics));
         self.topics.len() - 1
     }
 

@@ -310,6 +310,33 @@ fn a_record_whose_event_time_is_refused_is_sent_with_its_receive_time() {
 }
 
 #[test]
+fn a_device_with_a_wrong_clock_costs_a_few_refusals_and_not_one_per_record() {
+    let mut world = World::new(5, 1 << 20);
+    // A day ahead, with jitter; the topic takes an hour.
+    let mut entry = Arc::unwrap_or_clone(group(0, &[("a", 0, 0, 200)]));
+    let received = entry.batches[0].records[0].received.at;
+    for (n, record) in (0..).zip(&mut entry.batches[0].records) {
+        let ahead = if n % 2 == 0 { 86_400_000_000 - n * 1_000_000 } else { 0 };
+        record.event_time = Some(UnixMicros(received.0 + ahead));
+    }
+    world.brokers.refuse(move |a| {
+        (a.timestamp_ms > received.as_millis() + 3_600_000).then_some(DropReason::Timestamp)
+    });
+    world.log.insert(EntrySeq(0), Arc::new(entry.clone()));
+    world.replicator.offer(Arc::new(entry));
+    world.run_until_caught_up();
+    let held = world.brokers.partition("test.a", PartitionId(0));
+    assert_eq!(held.last().map(|a| a.offset), Some(Offset(199)));
+    assert_eq!(world.metrics.dropped_records.get_or_create(&drop_labels()).get(), 0);
+    assert!(world.brokers.restarts() <= 3, "{} restarts", world.brokers.restarts());
+}
+
+fn drop_labels() -> crate::replicate::metrics::DropLabels {
+    let reason = DropReason::Timestamp.label();
+    crate::replicate::metrics::DropLabels { stream: "a".into(), reason }
+}
+
+#[test]
 fn a_topic_with_other_partitions_makes_its_stream_wait_and_says_what_to_do() {
     let mut world = World::new(1, 1 << 20);
     world.brokers.create_topic("test.a", NonZeroU16::new(12).unwrap());
@@ -324,6 +351,16 @@ fn a_topic_with_other_partitions_makes_its_stream_wait_and_says_what_to_do() {
     world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
     world.run_until_caught_up();
     assert!(!world.metrics.health().snapshot().needs_operator());
+}
+
+#[test]
+fn records_of_partitions_that_the_topic_has_not_go_where_their_device_belongs() {
+    let mut world = World::new(1, 1 << 20);
+    // The config said more than 7 when this was committed, and says 4 now.
+    world.commit(&[("a", 7, 3)], true);
+    world.run_until_caught_up();
+    let PartitionId(partition) = partition_of(&record("a", 7, 0).device, NonZeroU16::new(4).unwrap());
+    assert_eq!(offsets(&world.brokers, "a", partition), [0, 1, 2]);
 }
 
 #[test]

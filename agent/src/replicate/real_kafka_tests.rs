@@ -1,0 +1,221 @@
+//! The whole stage against a real Kafka, where one is given: `WAYSIDE_TEST_KAFKA=host:port,... cargo test real_kafka`.
+//! What librdkafka's mock cannot show: topics created, refusals by a broker's validation, the cost of a record.
+#![allow(clippy::disallowed_methods, reason = "real time, real brokers")]
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU16,
+    sync::{Arc, mpsc::sync_channel},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use rdkafka::{
+    ClientConfig, Message, Offset as KafkaOffset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+};
+
+use super::{
+    Cluster, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate, ReplicateMetrics, Summary, run,
+    tests::{config, group},
+};
+use crate::{
+    config,
+    env::{SystemClock, SystemEntropy},
+    log::{BatchGroup, EntrySeq, ReadOutcome},
+    record::UnixMicros,
+};
+
+struct Backlog(BTreeMap<EntrySeq, Arc<BatchGroup>>);
+
+impl LogReader for Backlog {
+    fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogUnavailable> {
+        let mut outcome = ReadOutcome { next: from, ..ReadOutcome::default() };
+        let mut bytes = 0;
+        for (seq, group) in self.0.range(from..) {
+            if bytes >= limit_bytes {
+                break;
+            }
+            bytes += group.batches.iter().flat_map(|b| &b.records).map(|r| r.size_bytes()).sum::<usize>();
+            outcome.groups.push(Arc::clone(group));
+            outcome.next = seq.next();
+        }
+        Ok(outcome)
+    }
+
+    fn trim(&mut self, acknowledged: EntrySeq) {
+        self.0 = self.0.split_off(&acknowledged);
+    }
+}
+
+/// The brokers, or a word on what is missing.
+fn brokers() -> Option<String> {
+    let brokers = std::env::var("WAYSIDE_TEST_KAFKA").ok();
+    if brokers.is_none() {
+        eprintln!("skipped: set WAYSIDE_TEST_KAFKA to the bootstrap servers of a Kafka with three brokers");
+    }
+    brokers
+}
+
+fn unique(name: &str) -> String {
+    format!("{name}{}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros())
+}
+
+fn real_config(brokers: &str) -> config::Replicate {
+    config::Replicate {
+        bootstrap_servers: brokers.split(',').map(str::to_owned).collect(),
+        replication_factor: 3,
+        min_insync_replicas: 2,
+        compression: config::Compression::Zstd,
+        linger: Duration::from_millis(50),
+        in_flight_bytes: 4 << 20,
+        cursor_interval: Duration::from_secs(1),
+        shutdown_flush: Duration::from_secs(120),
+        ..config()
+    }
+}
+
+fn drain(
+    config: config::Replicate,
+    environment: &str,
+    groups: Vec<Arc<BatchGroup>>,
+) -> (Summary, ReplicateMetrics) {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = ReplicateMetrics::default();
+    let (live, receiver) = sync_channel(1);
+    drop(live);
+    let log: BTreeMap<_, _> = groups.into_iter().map(|g| (g.seq, g)).collect();
+    let next = log.last_key_value().map_or(EntrySeq(0), |(seq, _)| seq.next());
+    let cluster: Box<dyn Cluster> = Box::new(KafkaCluster::new(&config, "gw-1").unwrap());
+    let replicate = Replicate {
+        live: receiver,
+        reader: Box::new(Backlog(log)),
+        log_end: LogEnd { next, offsets: BTreeMap::new() },
+        cluster,
+        config,
+        environment: environment.to_owned(),
+        partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
+        dir: dir.path().to_owned(),
+        clock: Arc::new(SystemClock::new()),
+        entropy: Box::new(SystemEntropy::new()),
+        metrics: metrics.clone(),
+    };
+    (thread::spawn(move || run(replicate)).join().unwrap().unwrap(), metrics)
+}
+
+/// (local offset, Kafka's timestamp in ms) of a partition, until all of it was read.
+fn held(brokers: &str, topic: &str, partition: i32) -> Vec<(i64, i64)> {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "test").create().unwrap();
+    let (_, end) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(30)).unwrap();
+    let mut from = TopicPartitionList::new();
+    from.add_partition_offset(topic, partition, KafkaOffset::Beginning).unwrap();
+    consumer.assign(&from).unwrap();
+    let mut held = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while i64::try_from(held.len()).unwrap() < end {
+        assert!(Instant::now() < deadline, "{} of {end} consumed", held.len());
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) else { continue };
+        let headers = message.headers().unwrap();
+        let offset = headers.iter().find(|h| h.key == "wayside.offset").unwrap().value.unwrap();
+        let offset = std::str::from_utf8(offset).unwrap().parse().unwrap();
+        held.push((offset, message.timestamp().to_millis().unwrap()));
+    }
+    held
+}
+
+fn create_topic(brokers: &str, topic: &str, key: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let topic = NewTopic::new(topic, 4, TopicReplication::Fixed(3)).set(key, value);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(admin.create_topics([&topic], &AdminOptions::new())).unwrap().remove(0).unwrap();
+}
+
+#[test]
+fn real_kafka_gets_a_backlog_in_order_into_topics_that_were_missing() {
+    let Some(brokers) = brokers() else { return };
+    let environment = unique("t");
+    let (entries, each) = (500, 200);
+    // Of now: Kafka's retention goes by these times, and the fixtures' are years ago.
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap();
+    let groups = (0..entries).map(|n| {
+        let base = i64::try_from(n).unwrap() * each;
+        let mut entry = Arc::unwrap_or_clone(group(n, &[("a", 0, base, each), ("b", 3, base, each)]));
+        entry
+            .batches
+            .iter_mut()
+            .flat_map(|b| &mut b.records)
+            .for_each(|r| r.event_time = Some(UnixMicros(now)));
+        Arc::new(entry)
+    });
+    let groups = groups.collect();
+    let cpu = cpu_time();
+    let start = Instant::now();
+    let (summary, metrics) = drain(real_config(&brokers), &environment, groups);
+    let records = entries * 2 * u64::try_from(each).unwrap();
+    eprintln!(
+        "{records} records in {:?}, CPU of the process {:?} per record, restarts {}",
+        start.elapsed(),
+        (cpu_time() - cpu) / u32::try_from(records).unwrap(),
+        metrics.producer_restarts.get(),
+    );
+    assert!(summary.caught_up);
+    for (stream, partition) in [("a", 0), ("b", 3)] {
+        let mut highest = -1;
+        for (offset, _) in held(&brokers, &format!("{environment}.{stream}"), partition) {
+            assert!(offset <= highest + 1, "{offset} after {highest}");
+            highest = highest.max(offset);
+        }
+        assert_eq!(highest, i64::try_from(entries).unwrap() * each - 1);
+    }
+}
+
+/// Of all threads, in steps of 10 ms.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+    let ticks: u64 = fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+#[test]
+fn real_kafka_refuses_a_record_for_its_size_and_gets_all_others() {
+    let Some(brokers) = brokers() else { return };
+    let environment = unique("t");
+    let topic = format!("{environment}.a");
+    create_topic(&brokers, &topic, "max.message.bytes", "2000");
+    let mut entry = Arc::unwrap_or_clone(group(0, &[("a", 1, 0, 30)]));
+    // Zeros would compress to less than the limit.
+    let mut noise = SystemEntropy::new();
+    let bytes: Vec<u8> =
+        (0..500).flat_map(|_| crate::env::Entropy::next_u64(&mut noise).to_be_bytes()).collect();
+    entry.batches[0].records[17].value = bytes.into();
+    let (summary, metrics) = drain(real_config(&brokers), &environment, vec![Arc::new(entry)]);
+    assert!(summary.caught_up);
+    let mut offsets: Vec<i64> = held(&brokers, &topic, 1).into_iter().map(|(offset, _)| offset).collect();
+    offsets.dedup();
+    assert_eq!(offsets, (0..30).filter(|o| *o != 17).collect::<Vec<_>>());
+    eprintln!("restarts {}", metrics.producer_restarts.get());
+}
+
+#[test]
+fn real_kafka_refuses_an_event_time_and_gets_the_record_with_its_receive_time() {
+    let Some(brokers) = brokers() else { return };
+    let environment = unique("t");
+    let topic = format!("{environment}.a");
+    create_topic(&brokers, &topic, "message.timestamp.after.max.ms", "60000");
+    let mut entry = Arc::unwrap_or_clone(group(0, &[("a", 1, 0, 10)]));
+    let far_ahead = UnixMicros(4_000_000_000_000_000);
+    entry.batches[0].records[3].event_time = Some(far_ahead);
+    let received = entry.batches[0].records[3].received.at.as_millis();
+    let (summary, metrics) = drain(real_config(&brokers), &environment, vec![Arc::new(entry)]);
+    assert!(summary.caught_up);
+    let held = held(&brokers, &topic, 1);
+    assert_eq!(held.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    assert_eq!(held[3].1, received);
+    assert_eq!(metrics.restamped_records.get(), 1);
+}

@@ -1,0 +1,140 @@
+//! The topic of a stream, and whether it may be produced to.
+
+use std::num::NonZeroU16;
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::{
+    cluster::TopicOutcome,
+    metrics::{ReplicateHealth, ReplicateMetrics, StreamLabel},
+};
+use crate::{
+    env::Monotonic,
+    record::{Record, StreamName, UnixMicros},
+};
+
+/// Event times nearer to their receive time than a minute are always tried: where one is refused, the device's clock is
+/// not what is wrong.
+const SKEW_LEARNT_MIN_US: u64 = 60_000_000;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum TopicState {
+    /// No record for it yet.
+    Unused,
+    /// To be asked for.
+    Wanted,
+    /// The answer is under way.
+    Asked,
+    /// There, with the partitions that the config says.
+    Ready,
+    /// Not so; to be asked for again.
+    RetryAt(Monotonic),
+}
+
+pub(super) struct Topic {
+    pub(super) name: String,
+    pub(super) stream: StreamName,
+    /// What the config says.
+    pub(super) partitions: NonZeroU16,
+    pub(super) state: TopicState,
+    /// Answers since it was ready that it is not.
+    pub(super) attempts: u32,
+    /// The last answer was a mismatch of so many partitions; it is logged once.
+    mismatch: Option<usize>,
+    /// Event times so far ahead of (or, negative, behind) their receive time are refused, as learnt from refusals.
+    refused_ahead_us: Option<i64>,
+    refused_behind_us: Option<i64>,
+    pub(super) acknowledged_records: Counter,
+    pub(super) acknowledged_bytes: Counter,
+}
+
+impl Topic {
+    pub(super) fn new(
+        name: String,
+        stream: StreamName,
+        partitions: NonZeroU16,
+        metrics: &ReplicateMetrics,
+    ) -> Self {
+        let label = StreamLabel { stream: stream.as_str().to_owned() };
+        Self {
+            name,
+            stream,
+            partitions,
+            state: TopicState::Unused,
+            attempts: 0,
+            mismatch: None,
+            refused_ahead_us: None,
+            refused_behind_us: None,
+            acknowledged_records: metrics.acknowledged_records.get_or_create_owned(&label),
+            acknowledged_bytes: metrics.acknowledged_bytes.get_or_create_owned(&label),
+        }
+    }
+
+    /// Notes that an event time was refused. One device with a wrong clock must not cost a refusal for
+    /// each of its records, which all others would wait for; a tenth less takes in its jitter.
+    pub(super) fn event_time_refused(&mut self, event_time: UnixMicros, received: UnixMicros) {
+        let skew = event_time.0.saturating_sub(received.0);
+        let limit = skew - skew / 10;
+        if skew.unsigned_abs() < SKEW_LEARNT_MIN_US {
+            return;
+        }
+        if skew > 0 {
+            self.refused_ahead_us = Some(self.refused_ahead_us.map_or(limit, |l| l.min(limit)));
+        } else {
+            self.refused_behind_us = Some(self.refused_behind_us.map_or(limit, |l| l.max(limit)));
+        }
+    }
+
+    /// Whether the event time of `record` would be refused, as far as known.
+    pub(super) fn refuses_event_time(&self, record: &Record) -> bool {
+        let Some(event_time) = record.event_time else { return false };
+        let skew = event_time.0.saturating_sub(record.received.at.0);
+        self.refused_ahead_us.is_some_and(|limit| skew >= limit)
+            || self.refused_behind_us.is_some_and(|limit| skew <= limit)
+    }
+
+    /// Whether the cluster is to be asked for it now.
+    pub(super) fn is_due(&self, now: Monotonic) -> bool {
+        match self.state {
+            TopicState::Wanted => true,
+            TopicState::RetryAt(at) => at <= now,
+            TopicState::Unused | TopicState::Asked | TopicState::Ready => false,
+        }
+    }
+
+    /// Takes the cluster's answer; if it is not ready, it is asked for again at `retry_at`.
+    pub(super) fn answered(&mut self, outcome: TopicOutcome, retry_at: Monotonic, health: &ReplicateHealth) {
+        let Self { name, stream, partitions: wanted, .. } = &*self;
+        match outcome {
+            TopicOutcome::Ready => {
+                health.topic_waits(name, None);
+                tracing::info!(topic = name, partitions = wanted.get(), "topic is ready");
+                self.state = TopicState::Ready;
+                self.attempts = 0;
+                self.mismatch = None;
+                return;
+            }
+            TopicOutcome::PartitionMismatch { found } => {
+                let advice = format!(
+                    "topic {name} has {found} partitions, the config wants {wanted}: set `partitions = {found}` in \
+                     [[stream]] name = \"{stream}\" and restart the agent, or change the topic"
+                );
+                if self.mismatch != Some(found) {
+                    tracing::error!(
+                        %stream, topic = name, found, wanted = wanted.get(), advice,
+                        "the stream waits: its topic has another number of partitions than the config says"
+                    );
+                }
+                health.topic_waits(name, Some(advice));
+                self.mismatch = Some(found);
+            }
+            TopicOutcome::Failed(reason) => {
+                // Usual while Kafka is away; an operator looks at the health.
+                tracing::warn!(topic = name, reason, "topic is not ready");
+                health.error(format!("topic {name}: {reason}"));
+            }
+        }
+        self.attempts = self.attempts.saturating_add(1);
+        self.state = TopicState::RetryAt(retry_at);
+    }
+}
