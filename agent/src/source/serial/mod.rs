@@ -26,6 +26,7 @@ use tokio::{
 };
 use tokio_serial::{SerialPortBuilder, SerialStream};
 use tracing::{debug, info, warn};
+use wayside_protocol::link::ACK_DELAY_US;
 
 use self::{
     line::{Line, Now},
@@ -226,9 +227,12 @@ impl Source {
             }
             self.count(now);
             let mut wake_at = now.monotonic + IDLE;
+            if drained_at.is_some() && self.room.is_none() && self.line.unacknowledged() == 0 {
+                let last_answers_at = now.monotonic + Duration::from_micros(2 * ACK_DELAY_US);
+                drained_at = drained_at.min(Some(last_answers_at));
+            }
             if let Some(deadline) = drained_at {
-                let answered = self.room.is_none() && self.line.unacknowledged() == 0;
-                if answered || now.monotonic >= deadline {
+                if now.monotonic >= deadline {
                     // A port that does not take them is no reason to stay: the device sends its readings again.
                     let _ = timeout(DRAIN_TIMEOUT, write.write_all_buf(&mut outbound)).await;
                     info!(source = self.name, port = self.port, "port closed");
