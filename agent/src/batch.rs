@@ -90,7 +90,9 @@ mod tests {
         let batches = batcher.take();
         let values: Vec<_> = batches
             .iter()
-            .map(|batch| (batch.partition.0, batch.records.iter().map(|r| r.value.to_vec()).collect::<Vec<_>>()))
+            .map(|batch| {
+                (batch.partition.0, batch.records.iter().map(|r| r.value.to_vec()).collect::<Vec<_>>())
+            })
             .collect();
         assert_eq!(values, [(0, vec![b"b".to_vec()]), (1, vec![b"a".to_vec(), b"c".to_vec()])]);
     }

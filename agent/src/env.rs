@@ -55,7 +55,7 @@ pub trait Clock: Send + Sync {
 }
 
 /// Where chance comes from: jitter of retries, ids of connections.
-pub trait Entropy: Send {
+pub trait Entropy: Send + Sync {
     /// 64 uniform random bits.
     fn next_u64(&mut self) -> u64;
 

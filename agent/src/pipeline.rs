@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, mpsc::sync_channel},
+    thread,
 };
 
 use prometheus_client::registry::Registry;
@@ -20,9 +21,15 @@ use crate::{
     },
     config::{Config, MqttSource, SerialSource},
     env::{Clock, Entropy},
-    log::{Log, LogError, LogMetrics, LogOptions, store::sled::SledStore},
-    replicate::{self, FEED_GROUPS_MAX, ReplicateMetrics, kafka::KafkaCluster},
-    source::{self, Intake, SourceContext, SourceIndex, metrics::SourceMetrics},
+    log::{
+        BatchGroup, Log, LogError, LogMetrics, LogOptions,
+        store::sled::{OpenError, SledOptions, SledStore},
+    },
+    replicate::{self, Cursor, KafkaCluster, LogEnd, Replicate, ReplicateMetrics},
+    source::{
+        self, Intake, SourceContext, SourceIndex,
+        metrics::{SourceHealth, SourceMetrics},
+    },
     telemetry::{
         health::{CommitReport, HealthReport, ReplicateReport, SourceReport},
         http,
@@ -30,21 +37,30 @@ use crate::{
     },
 };
 
+/// Groups that may wait in memory for the replicator: 64 of at most 64 KiB. Beyond, it reads them from the log.
+const FEED_GROUPS_MAX: usize = 64;
+
 /// Why the agent cannot run. All of these stop it before it takes a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// The data directory cannot be used: another agent has it, or the system says no.
-    #[error("cannot open the log in {dir}")]
-    Log {
+    #[error("cannot use the data directory (log.dir)")]
+    Directory(#[from] OpenError),
+    /// The directory can be used, but what is in it cannot even be listed.
+    #[error("cannot open the log")]
+    Log(#[from] LogError),
+    /// The cursor's file cannot be read or written: every start would send the whole log again.
+    #[error("cannot keep the cursor of the replication in {dir}")]
+    Cursor {
         /// `log.dir`.
         dir: String,
-        /// Why.
+        /// The system's error.
         #[source]
-        source: LogError,
+        source: io::Error,
     },
     /// The Kafka client does not take its configuration.
-    #[error("cannot set up the Kafka client ([replicate])")]
-    Kafka(#[source] replicate::ClusterError),
+    #[error("cannot set up the Kafka client ([replicate]): {0}")]
+    Kafka(String),
     /// The system has no thread for us.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -54,6 +70,15 @@ pub enum PipelineError {
 enum SourceConfig {
     Mqtt(MqttSource),
     Serial(SerialSource),
+}
+
+impl SourceConfig {
+    fn name(&self) -> &str {
+        match self {
+            Self::Mqtt(mqtt) => &mqtt.name,
+            Self::Serial(serial) => &serial.name,
+        }
+    }
 }
 
 /// Runs the agent until `stopping` turns true, then drains it: sources stop and wait for their acknowledgements, what
@@ -91,47 +116,58 @@ pub async fn run(
     }
     drop(events); // the batch stage ends when the last source has dropped its intake
 
-    // commit: the thread that owns the log.
-    let open = |source| PipelineError::Log { dir: config.log.dir.display().to_string(), source };
-    let store = SledStore::open(&config.log.dir, config.log.epoch_bytes).map_err(|e| open(e.into()))?;
-    let options = LogOptions { compression: config.log.compression, ..LogOptions::default() };
-    let (log, recovery) = Log::open(Box::new(store), options, log_metrics).map_err(open)?;
+    // commit: the thread that owns the log. It goes on behind the cursor in any case.
+    let cursor_failed = |source| PipelineError::Cursor { dir: config.log.dir.display().to_string(), source };
+    let store = SledStore::open(&config.log.dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
+    let cursor = Cursor::load(&config.log.dir.join(replicate::cursor::FILE_NAME)).map_err(cursor_failed)?;
+    let options = LogOptions {
+        compression: config.log.compression,
+        next_seq_min: cursor.map_or_else(Default::default, |cursor| cursor.next),
+        ..LogOptions::default()
+    };
+    let (log, recovery) = Log::open(Box::new(store), options, log_metrics)?;
     info!(
         epochs = recovery.epochs,
         quarantined = recovery.quarantined.len(),
-        end = log.end().0,
+        damaged_entries = recovery.damaged_entries,
+        end = recovery.end.0,
+        boot = recovery.boot,
         "the log is open"
     );
-    let (feed, fresh) = sync_channel(FEED_GROUPS_MAX);
+    let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
     let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone());
     let (log_client, log_thread) =
-        commit::owner::spawn(move || owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
+        commit::owner::spawn(owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
 
     // replicate: a thread of its own, from the cursor on.
-    let cluster = KafkaCluster::new(&config.replicate).map_err(PipelineError::Kafka)?;
     let replicate_health = replicate_metrics.health();
-    let replicator = replicate::spawn(
-        replicate::Parts {
-            config: Arc::clone(&config),
-            fresh,
-            log: Box::new(log_client.clone()),
-            cluster: Box::new(cluster),
-            clock: Arc::clone(&clock),
-            entropy: entropy(),
-            metrics: replicate_metrics,
-        },
-    )
-    .map_err(PipelineError::Thread)?;
+    let partitions = Arc::clone(&config);
+    let replicate = Replicate {
+        live: fresh,
+        reader: Box::new(log_client.clone()),
+        log_end: LogEnd { next: recovery.end, offsets: recovery.next_offsets },
+        cluster: Box::new(
+            KafkaCluster::new(&config.replicate, &config.gateway.id).map_err(PipelineError::Kafka)?,
+        ),
+        config: config.replicate.clone(),
+        environment: config.gateway.environment.clone(),
+        partitions: Arc::new(move |stream| partitions.partitions(stream)),
+        dir: config.log.dir.clone(),
+        clock: Arc::clone(&clock),
+        entropy: entropy(),
+        metrics: replicate_metrics,
+    };
+    let replicator = thread::Builder::new()
+        .name("wayside-replicate".into())
+        .spawn(move || replicate::run(replicate))
+        .map_err(PipelineError::Thread)?;
 
     // source and decode: one task each.
     let mut tasks = JoinSet::new();
     let mut source_health = Vec::new();
     for (source, intake) in intakes {
-        let name = match &source {
-            SourceConfig::Mqtt(mqtt) => mqtt.name.clone(),
-            SourceConfig::Serial(serial) => serial.name.clone(),
-        };
-        let health = source::metrics::SourceHealth::default();
+        let name = source.name().to_owned();
+        let health = SourceHealth::default();
         source_health.push((name.clone(), health.clone()));
         let context = SourceContext {
             intake,
@@ -144,7 +180,9 @@ pub async fn run(
         let record_bytes_max = config.log.record_bytes_max;
         match source {
             SourceConfig::Mqtt(mqtt) => tasks.spawn(source::mqtt::run(mqtt, record_bytes_max, context)),
-            SourceConfig::Serial(serial) => tasks.spawn(source::serial::run(serial, record_bytes_max, context)),
+            SourceConfig::Serial(serial) => {
+                tasks.spawn(source::serial::run(serial, record_bytes_max, context))
+            }
         };
     }
 
@@ -154,17 +192,19 @@ pub async fn run(
             let commit_metrics = commit_metrics.clone();
             move || {
                 let sources = source_health.iter().map(|(name, health)| {
-                    let (connected, last_error) = health.state();
-                    SourceReport { name: name.clone(), connected, last_error }
+                    let state = health.state();
+                    SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
                 });
                 let commit = CommitReport {
                     commits: commit_metrics.commits(),
                     failures: commit_metrics.failures(),
                     failing: commit_metrics.failing(),
                 };
+                let state = replicate_health.snapshot();
                 let replicate = ReplicateReport {
-                    backlog_records: replicate_health.backlog_records(),
-                    last_error: replicate_health.last_error(),
+                    backlog_records: state.lag_records,
+                    last_error: state.last_error,
+                    waiting_topics: state.waiting_topics,
                 };
                 HealthReport::new(sources.collect(), commit, replicate)
             }
@@ -185,13 +225,19 @@ pub async fn run(
     // Then replicate, then the log.
     log_client.close_feed();
     let joined = spawn_blocking(move || {
-        let replicated = replicator.join().is_ok();
+        let replicated = replicator.join();
         log_client.stop();
-        replicated & log_thread.join().is_ok()
+        (replicated, log_thread.join())
     });
-    if !joined.await.unwrap_or(false) {
-        error!("a thread ended by a panic; the log holds what Kafka has not acknowledged");
+    match joined.await {
+        Ok((Ok(Ok(summary)), Ok(()))) => info!(
+            caught_up = summary.caught_up,
+            backlog_records = summary.lag_records,
+            cursor_is_durable = summary.cursor_is_durable,
+            "stopped"
+        ),
+        Ok((Ok(Err(source)), _)) => return Err(cursor_failed(source)),
+        _ => error!("a thread ended by a panic; the log holds what Kafka has not acknowledged"),
     }
-    info!("stopped");
     Ok(())
 }

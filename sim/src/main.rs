@@ -1,2 +1,7 @@
-//! The wayside-sim binary.
-fn main() {}
+//! The `wayside-sim` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wayside_sim::cli::main(std::env::args_os())
+}

@@ -30,7 +30,11 @@ impl CommitMetrics {
         };
         registry.register("commit_commits", "Commits that became durable", metrics.commits.clone());
         registry.register("commit_failures", "Tries of a commit that failed", metrics.failures.clone());
-        registry.register("commit_failing", "1 while commits fail: nothing is acknowledged", metrics.failing.clone());
+        registry.register(
+            "commit_failing",
+            "1 while commits fail: nothing is acknowledged",
+            metrics.failing.clone(),
+        );
         registry.register(
             "commit_latency_seconds",
             "Time from the arrival of the oldest record of a commit until it was durable",

@@ -59,7 +59,7 @@ pub struct PendingCommit {
     /// When the oldest record here arrived.
     pub(crate) oldest: Monotonic,
     /// Counts the records against the intake's bound until they are durable.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// When the next commit starts.
@@ -107,7 +107,12 @@ impl GroupCommit {
     }
 
     /// Adds the records of one frame; `partitions` is the number of partitions of a stream.
-    pub(crate) fn push(&mut self, now: Monotonic, submission: Submission, partitions: impl Fn(&str) -> NonZeroU16) {
+    pub(crate) fn push(
+        &mut self,
+        now: Monotonic,
+        submission: Submission,
+        partitions: impl Fn(&str) -> NonZeroU16,
+    ) {
         if self.tickets.is_empty() {
             self.oldest = now;
         }
@@ -147,7 +152,7 @@ impl GroupCommit {
             batches: self.batcher.take(),
             tickets: std::mem::take(&mut self.tickets),
             oldest: self.oldest,
-            permit: self.permit.take(),
+            _permit: self.permit.take(),
         }
     }
 
@@ -223,7 +228,11 @@ mod tests {
     }
 
     fn commit() -> GroupCommit {
-        GroupCommit::new(config::Commit { window: Duration::from_millis(20), batch_bytes: 4096, intake_bytes: 1 << 20 })
+        GroupCommit::new(config::Commit {
+            window: Duration::from_millis(20),
+            batch_bytes: 4096,
+            intake_bytes: 1 << 20,
+        })
     }
 
     /// Submits one record of `size_bytes` by source 0 at `now`.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::sync::{oneshot, watch};
-use tracing::{debug, error, info};
+use tracing::{debug, error};
 
 use super::{Acknowledgement, PendingCommit, metrics::CommitMetrics};
 use crate::{
@@ -208,11 +208,10 @@ impl Owner {
 ///
 /// # Errors
 /// When the system has no thread for it.
-pub(crate) fn spawn(owner: impl FnOnce() -> Owner + Send + 'static, clock: Arc<dyn Clock>) -> io::Result<(LogClient, JoinHandle<()>)> {
+pub(crate) fn spawn(owner: Owner, clock: Arc<dyn Clock>) -> io::Result<(LogClient, JoinHandle<()>)> {
     let (requests, received) = mpsc::channel();
     let thread = std::thread::Builder::new().name("wayside-log".into()).spawn(move || {
-        owner().run(&received, clock.as_ref());
-        info!("the log is closed");
+        owner.run(&received, clock.as_ref());
     })?;
     Ok((LogClient { requests }, thread))
 }

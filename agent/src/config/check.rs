@@ -14,7 +14,11 @@ use super::{
     Stream, Telemetry, Value,
     raw::{RawConfig, RawMqttSource, RawReplicate, RawRoute, RawSerialSource},
 };
-use crate::record::{DeviceId, StreamName};
+use crate::{
+    decode::topic::TopicPattern,
+    record::{DeviceId, StreamName},
+    replicate::check_properties,
+};
 
 /// Why a file is no configuration. Its text has one line per fault; each names key, value and limit.
 #[derive(Debug, thiserror::Error)]
@@ -395,18 +399,8 @@ impl Checker {
     }
 
     fn device_topic(&mut self, key: &str, pattern: &str) {
-        let levels: Vec<_> = pattern.split('/').collect();
-        let device_levels = levels.iter().filter(|level| **level == "{device}").count();
-        let braces_fit = levels.iter().all(|level| {
-            let named = level.starts_with('{') && level.ends_with('}') && level.len() > 2;
-            named || !level.contains(['{', '}', '#'])
-        });
-        if device_levels != 1 || !braces_fit {
-            self.fault(
-                key,
-                &quoted(pattern),
-                "must have the level {device} once; other levels are text, + or {name}",
-            );
+        if let Err(cause) = TopicPattern::new(pattern) {
+            self.fault(key, &quoted(pattern), &cause.to_string());
         }
     }
 
@@ -483,6 +477,9 @@ impl Checker {
                 &min_insync_replicas.to_string(),
                 &format!("at most replicate.replication_factor = {replication_factor}"),
             );
+        }
+        if let Err(cause) = check_properties(&raw.properties) {
+            self.fault("replicate.properties", "{..}", &cause.to_string());
         }
         Replicate {
             bootstrap_servers: raw.bootstrap_servers.clone(),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     Origin, dead_letter,
     hfp::{HfpDecoder, HfpError},
-    json::{JsonDecoder, JsonError, RouteError},
+    json::{JsonDecoder, JsonError},
     native::{self, NativeError},
     source_device,
     topic::{TopicFilter, TopicPattern},
@@ -16,6 +16,8 @@ use crate::{
     config::{Route, RouteDecode},
     record::{ContentType, DeviceId, NameError, Received, Record, RecordHeader, StreamName, header},
 };
+
+pub use super::json::RouteError;
 
 /// What the header of a retained message adds to any record; kept free in every one.
 const RETAINED_SIZE_BYTES: usize = header::RETAINED.len() + 4;
@@ -149,5 +151,119 @@ impl Decoder {
             }
             RouteDecode::Native => Self::Native(native::MessageDecoder::new(route.value)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{DEAD_LETTER_STREAM, DeviceFrom, Value};
+
+    fn route(topic_filter: &str, decode: RouteDecode) -> Route {
+        Route { topic_filter: topic_filter.into(), decode, value: Value::Raw }
+    }
+
+    fn stream(name: &str) -> StreamName {
+        StreamName::new(name).unwrap()
+    }
+
+    fn router() -> Router {
+        let json = RouteDecode::Json {
+            stream: stream("json"),
+            device: DeviceFrom::Pointer("/device".into()),
+            time_pointer: None,
+            seq_pointer: Some("/seq".into()),
+        };
+        let raw =
+            RouteDecode::Raw { stream: stream("raw"), device_topic: "building/{floor}/{device}/door".into() };
+        let routes = [
+            route("building/+/+/occupancy", json),
+            route("building/#", raw),
+            route("/hfp/v2/#", RouteDecode::Hfp { stream: stream("hfp") }),
+            route("native/+", RouteDecode::Native),
+        ];
+        Router::new("broker", &routes, 2000).unwrap()
+    }
+
+    fn decode(topic: &str, payload: &'static [u8]) -> Record {
+        router().decode(topic, Bytes::from_static(payload), false, Received::default())
+    }
+
+    fn header<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
+        let found = record.headers.iter().find(|header| &*header.name == name)?;
+        std::str::from_utf8(&found.value).ok()
+    }
+
+    #[test]
+    fn message_takes_the_first_route_that_matches() {
+        let json = decode("building/1/r2/occupancy", br#"{"device":"a","seq":4}"#);
+        assert_eq!((json.stream.as_str(), json.device.as_str(), json.device_seq), ("json", "a", Some(4)));
+        let raw = decode("building/1/r2/door", b"OPEN");
+        assert_eq!((raw.stream.as_str(), raw.device.as_str(), &raw.value[..]), ("raw", "r2", &b"OPEN"[..]));
+        assert_eq!(raw.content_type, ContentType::OctetStream);
+    }
+
+    #[test]
+    fn what_does_not_decode_is_a_dead_letter_with_reason_origin_and_bytes() {
+        let check = |topic: &str, payload: &'static [u8], reason: &str| {
+            let record = decode(topic, payload);
+            assert_eq!((record.stream.as_str(), record.device.as_str()), (DEAD_LETTER_STREAM, "broker"));
+            assert_eq!(record.value, payload);
+            assert_eq!(header(&record, header::ERROR), Some(reason));
+            assert_eq!(header(&record, header::ORIGIN), Some(&*format!("mqtt:{topic}")));
+        };
+        check("elsewhere", b"x", "no route matches");
+        check("building/1/r2/occupancy", b"{}", r#"no device at "/device""#);
+        check("building/1/r2/other", b"x", "no device in the topic");
+        check("building/1//door", b"x", "device id is empty");
+        check("native/x", b"\x05ab", "no frame: delimiter inside a COBS block");
+    }
+
+    #[test]
+    fn oversized_record_is_a_dead_letter_of_its_device_with_the_first_bytes() {
+        let payload = Bytes::from(vec![b'x'; 4000]);
+        let record = router().decode("building/1/r2/door", payload, true, Received::default());
+        assert_eq!((record.stream.as_str(), record.device.as_str()), (DEAD_LETTER_STREAM, "r2"));
+        assert!(record.size_bytes() <= 2000, "{}", record.size_bytes());
+        assert!(!record.value.is_empty());
+        let reason = "cut, of 4000 bytes: record larger than 2000 bytes";
+        assert_eq!(header(&record, header::ERROR), Some(reason));
+    }
+
+    #[test]
+    fn retained_message_is_marked() {
+        for topic in ["building/1/r2/door", "elsewhere"] {
+            let record = router().decode(topic, Bytes::from_static(b"x"), true, Received::default());
+            assert_eq!(header(&record, header::RETAINED), Some("true"), "{topic}");
+            assert_eq!(header(&decode(topic, b"x"), header::RETAINED), None, "{topic}");
+        }
+    }
+
+    #[test]
+    fn route_that_cannot_be_used_is_an_error() {
+        let raw = RouteDecode::Raw { stream: stream("raw"), device_topic: "a/b".into() };
+        assert!(Router::new("broker", &[route("a/b", raw)], 2000).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_becomes_a_bounded_record(
+            topic in prop_oneof![
+                Just("building/1/r2/occupancy".to_owned()),
+                Just("native/x".to_owned()),
+                Just("/hfp/v2/journey/ongoing/vp/bus/0018/01029".to_owned()),
+                "[a-z/$#+]{0,40}",
+            ],
+            payload in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..3000),
+                "[{}\\[\\]\":,a-zA-Z0-9. ]{0,100}".prop_map(String::into_bytes),
+            ],
+            retained in any::<bool>(),
+        ) {
+            let record = router().decode(&topic, Bytes::from(payload), retained, Received::default());
+            prop_assert!(record.size_bytes() <= 2000);
+        }
     }
 }

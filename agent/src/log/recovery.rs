@@ -125,6 +125,12 @@ fn scan(
             break;
         }
         for stored in entries {
+            if stored.seq.0 >= epoch.0.0 + EPOCH_ENTRIES_MAX {
+                // No epoch goes so far: this is not the log's.
+                scan.damaged += 1;
+                scan.state = None;
+                return Ok(scan);
+            }
             whole &= stored.seq == scan.end;
             scan.entries += 1;
             scan.end = stored.seq.next();
@@ -160,7 +166,8 @@ fn replay(
         }
         EntryKind::Group => {
             let ranges = group::decode_ranges(raw, names)?;
-            let state = state.as_mut().ok_or(EntryError::Body("a group before the checkpoint"))?;
+            // Without a checkpoint, which is damage of its own, the offsets are not known anyway.
+            let Some(state) = state else { return Ok(()) };
             for range in ranges {
                 let next = Offset(range.base_offset.0 + i64::from(range.record_count));
                 state.offsets.set((range.stream, range.partition), next);

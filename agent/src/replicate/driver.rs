@@ -81,10 +81,13 @@ pub fn run(replicate: Replicate) -> io::Result<Summary> {
     let metrics = replicate.metrics;
     let replicator =
         Replicator::new(settings, cursor.as_ref(), &replicate.log_end, replicate.entropy, metrics.clone());
+    let mut reader = replicate.reader;
+    // A crash may have come between the last cursor and its trim.
+    reader.trim(replicator.acknowledged());
     let now = replicate.clock.monotonic();
     let driver = Driver {
         live: replicate.live,
-        reader: replicate.reader,
+        reader,
         cluster: replicate.cluster,
         clock: replicate.clock,
         metrics,
@@ -129,6 +132,7 @@ impl Driver {
                 self.wait(now);
             }
         }
+        self.replicator.probe(true);
         let deadline = self.clock.monotonic() + shutdown_flush;
         loop {
             let now = self.clock.monotonic();
@@ -177,6 +181,7 @@ impl Driver {
         if self.keeper.due <= now {
             self.keep_cursor();
             self.keeper.due = now + self.keeper.interval;
+            self.replicator.probe(false);
             self.replicator.publish(self.clock.wall().at);
         }
         progress

@@ -75,4 +75,6 @@ impl fmt::Debug for Replicator {
 }
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 pub(crate) mod tests;

@@ -127,6 +127,10 @@ pub struct Replicator {
     /// The health shows an error that the next acknowledgement clears.
     shows_error: bool,
     read_retry_at: Option<Monotonic>,
+    /// Something was offered since the log was last asked for more than is known.
+    offered: bool,
+    /// The log is to be asked for more than is known.
+    probes: bool,
 }
 
 impl Replicator {
@@ -160,6 +164,8 @@ impl Replicator {
             failures: 0,
             shows_error: false,
             read_retry_at: None,
+            offered: false,
+            probes: false,
         };
         match cursor {
             Some(cursor) if cursor.next <= log_end.next => {
@@ -186,6 +192,7 @@ impl Replicator {
 
     /// Notes entries that were just committed, and keeps them for sending while there is room.
     pub fn offer(&mut self, group: Arc<BatchGroup>) {
+        self.offered = true;
         self.note(&group);
         let size_bytes = size_bytes(&group);
         let is_new = group.seq >= self.next && self.ahead.back().is_none_or(|(last, _)| last.seq < group.seq);
@@ -196,6 +203,12 @@ impl Replicator {
             self.ahead_bytes += size_bytes;
             self.ahead.push_back((group, size_bytes));
         }
+    }
+
+    /// Asks the log once for what it may have behind the last group offered: the live feed drops what does not fit, and
+    /// nothing offered later may show the gap. Does nothing if there was no offer since, unless `always`.
+    pub fn probe(&mut self, always: bool) {
+        self.probes |= std::mem::take(&mut self.offered) || always;
     }
 
     /// Takes what it can from memory, and says what is to be read from the log to go on.
@@ -214,7 +227,7 @@ impl Replicator {
                         self.take(&group, size_bytes);
                     }
                 }
-                _ if self.next < self.end && self.read_retry_at.is_none() => {
+                _ if (self.next < self.end || self.probes) && self.read_retry_at.is_none() => {
                     let room = self.settings.in_flight_bytes - self.in_flight_bytes();
                     return Some(ReadRequest { from: self.next, limit_bytes: room.min(READ_BYTES_MAX) });
                 }
@@ -227,6 +240,7 @@ impl Replicator {
     /// Takes what the log answered to a [`ReadRequest`]; `None` where it could not answer.
     pub fn on_read(&mut self, now: Monotonic, outcome: Option<ReadOutcome>) {
         let before = self.next;
+        let answered = outcome.is_some();
         if let Some(outcome) = outcome {
             for lost in &outcome.lost {
                 tracing::error!(
@@ -247,7 +261,12 @@ impl Replicator {
             self.next = self.next.max(outcome.next);
             self.end = self.end.max(self.next);
         }
-        self.read_retry_at = (self.next == before).then_some(now + READ_RETRY);
+        // Where more is known to be, no progress is a failure; an answer to a probe may be that there is none.
+        let failed = self.next == before && (before < self.end || !answered);
+        self.read_retry_at = failed.then_some(now + READ_RETRY);
+        if self.next == before && answered {
+            self.probes = false;
+        }
     }
 
     fn note(&mut self, group: &BatchGroup) {
@@ -601,9 +620,9 @@ impl Replicator {
         self.pinned_bytes + self.sent_bytes
     }
 
-    /// Whether Kafka has acknowledged all that the log is known to hold.
+    /// Whether Kafka has acknowledged all that the log is known to hold, and no probe is under way.
     pub fn is_caught_up(&self) -> bool {
-        self.acknowledged() >= self.end
+        self.acknowledged() >= self.end && !self.probes
     }
 
     /// Records in the log, as far as known, that Kafka has not acknowledged.

@@ -1,1 +1,454 @@
-//! Tests of the `replicator` module.
+//! Tests of the decisions: every order of commits, reads, failures and restarts keeps the promises.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    log::{LogBatch, LostEntries},
+    replicate::{
+        simulated::{self, SimulatedBrokers, SimulatedCluster},
+        tests::{group, record, stream},
+    },
+};
+
+struct Counting(u64);
+
+impl Entropy for Counting {
+    fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0
+    }
+}
+
+/// A log, a replicator and a cluster; the driver's loop is in `step`.
+struct World {
+    log: BTreeMap<EntrySeq, Arc<BatchGroup>>,
+    log_end: EntrySeq,
+    offsets: BTreeMap<(&'static str, i32), i64>,
+    replicator: Replicator,
+    metrics: ReplicateMetrics,
+    cluster: SimulatedCluster,
+    brokers: SimulatedBrokers,
+    durable: Option<Cursor>,
+    in_flight_bytes: usize,
+    now: Monotonic,
+    dropped: BTreeSet<(String, PartitionId, Offset)>,
+}
+
+impl World {
+    fn new(seed: u64, in_flight_bytes: usize) -> Self {
+        let (cluster, brokers) = simulated::cluster(seed);
+        let metrics = ReplicateMetrics::default();
+        Self {
+            log: BTreeMap::new(),
+            log_end: EntrySeq(0),
+            offsets: BTreeMap::new(),
+            replicator: replicator(in_flight_bytes, None, EntrySeq(0), metrics.clone()),
+            metrics,
+            cluster,
+            brokers,
+            durable: None,
+            in_flight_bytes,
+            now: Monotonic::default(),
+            dropped: BTreeSet::new(),
+        }
+    }
+
+    /// Commits an entry with some records in each of the lanes named.
+    fn commit(&mut self, lanes: &[(&'static str, i32, i64)], live: bool) {
+        let mut batches = Vec::new();
+        for &(name, partition, count) in lanes {
+            let base = self.offsets.entry((name, partition)).or_default();
+            batches.push((name, partition, *base, count));
+            *base += count;
+        }
+        let group = group(self.log_end.0, &batches);
+        self.log.insert(self.log_end, Arc::clone(&group));
+        self.log_end = self.log_end.next();
+        if live {
+            self.replicator.offer(group);
+        }
+    }
+
+    fn step(&mut self) {
+        let before = self.replicator.cursor();
+        let mut events = Vec::new();
+        self.cluster.poll(Duration::ZERO, &mut events);
+        for event in events {
+            self.replicator.on_event(self.now, event);
+        }
+        if self.replicator.restart_due(self.now) {
+            let result = self.cluster.restart();
+            self.replicator.restarted(self.now, result);
+        }
+        if let Some(request) = self.replicator.fill(self.now) {
+            let outcome = self.read(request.from, request.limit_bytes);
+            self.replicator.on_read(self.now, Some(outcome));
+        }
+        self.replicator.pump(self.now, &mut self.cluster);
+        let after = self.replicator.cursor();
+        assert!(before.next <= after.next, "cursor went back from {before:?} to {after:?}");
+        for (lane, offset) in &before.acknowledged {
+            assert!(after.acknowledged.get(lane) >= Some(offset), "cursor of {lane:?} went back");
+        }
+    }
+
+    fn read(&self, from: EntrySeq, limit_bytes: usize) -> ReadOutcome {
+        let mut outcome = ReadOutcome { next: from, ..ReadOutcome::default() };
+        let mut bytes = 0;
+        for (seq, group) in self.log.range(from..) {
+            if bytes >= limit_bytes {
+                break;
+            }
+            bytes += size_bytes(group);
+            outcome.groups.push(Arc::clone(group));
+            outcome.next = seq.next();
+        }
+        outcome
+    }
+
+    fn save_cursor(&mut self) {
+        let cursor = self.replicator.cursor();
+        self.log = self.log.split_off(&cursor.next);
+        self.durable = Some(cursor);
+    }
+
+    fn restart_agent(&mut self) {
+        self.cluster.restart().unwrap();
+        let cursor = self.durable.as_ref();
+        self.replicator = replicator(self.in_flight_bytes, cursor, self.log_end, self.metrics.clone());
+    }
+
+    fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        for _ in 0..20_000 {
+            if done(self) {
+                return;
+            }
+            self.step();
+            self.now = self.now + Duration::from_millis(5);
+        }
+        panic!("not reached: {what}; {:?}", self.replicator);
+    }
+
+    fn run_until_caught_up(&mut self) {
+        self.run_until("caught up", |w| w.replicator.is_caught_up());
+    }
+
+    /// First occurrences in order and without a hole (but for drops); nothing below the cursor missing.
+    fn check(&self) {
+        let held = self.brokers.partitions();
+        for ((topic, partition), records) in &held {
+            let mut expected = 0;
+            for appended in records {
+                while self.dropped.contains(&(topic.clone(), *partition, Offset(expected))) {
+                    expected += 1;
+                }
+                assert!(
+                    appended.offset.0 <= expected,
+                    "{topic}/{partition}: {} before {expected}",
+                    appended.offset
+                );
+                expected = expected.max(appended.offset.0 + 1);
+            }
+        }
+        let cursor = self.replicator.cursor();
+        for ((name, partition), offset) in &cursor.acknowledged {
+            let topic = format!("test.{name}");
+            let held: BTreeSet<Offset> =
+                held.get(&(topic.clone(), *partition)).into_iter().flatten().map(|a| a.offset).collect();
+            for missing in (0..offset.0).map(Offset).filter(|o| !held.contains(o)) {
+                assert!(
+                    self.dropped.contains(&(topic.clone(), *partition, missing)),
+                    "{topic} {missing} is missing"
+                );
+            }
+        }
+        for group in self.log.range(..cursor.next).map(|(_, group)| group) {
+            for LogBatch { stream, partition, base_offset, records } in &group.batches {
+                let end = base_offset.0 + i64::try_from(records.len()).unwrap();
+                let acknowledged = cursor.acknowledged[&(stream.clone(), *partition)];
+                assert!(acknowledged.0 >= end, "trim would pass {stream}/{partition} {end}");
+            }
+        }
+        // One group and one read may be more than the bound.
+        assert!(self.replicator.in_flight_bytes() <= 2 * self.in_flight_bytes + 16 * 1024);
+    }
+}
+
+fn replicator(
+    in_flight_bytes: usize,
+    cursor: Option<&Cursor>,
+    log_end: EntrySeq,
+    metrics: ReplicateMetrics,
+) -> Replicator {
+    let settings = Settings {
+        environment: "test".into(),
+        partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
+        in_flight_bytes,
+    };
+    let log_end = LogEnd { next: log_end, offsets: BTreeMap::new() };
+    Replicator::new(settings, cursor, &log_end, Box::new(Counting(1)), metrics)
+}
+
+fn offsets(brokers: &SimulatedBrokers, name: &str, partition: i32) -> Vec<i64> {
+    let records = brokers.partition(&format!("test.{name}"), PartitionId(partition));
+    records.iter().map(|a| a.offset.0).collect()
+}
+
+#[test]
+fn a_live_entry_is_sent_from_memory() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 3), ("b", 2, 1)], true);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 2]);
+    assert_eq!(offsets(&world.brokers, "b", 2), [0]);
+    assert_eq!((world.metrics.groups_from_memory.get(), world.metrics.groups_from_log.get()), (1, 0));
+}
+
+#[test]
+fn a_gap_in_the_live_feed_is_read_from_the_log_and_what_follows_comes_from_memory() {
+    let mut world = World::new(1, 1 << 20);
+    for live in [true, false, false, true] {
+        world.commit(&[("a", 0, 2)], live);
+    }
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 2, 3, 4, 5, 6, 7]);
+    // The read takes what follows the gap along, if there is room; nothing is taken twice.
+    assert_eq!(world.metrics.groups_from_memory.get() + world.metrics.groups_from_log.get(), 4);
+}
+
+#[test]
+fn a_gap_at_the_end_of_the_live_feed_is_found_by_asking_the_log_once() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], true);
+    world.commit(&[("a", 0, 2)], false);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1]);
+    world.replicator.probe(false);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 2, 3]);
+    world.replicator.probe(false);
+    assert_eq!(world.replicator.fill(world.now), None, "nothing was offered since");
+}
+
+#[test]
+fn records_of_a_partly_acknowledged_entry_are_not_sent_again_after_a_restart() {
+    let mut world = World::new(1, 1 << 20);
+    world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
+    world.brokers.set_leader("test.a", PartitionId(1), false);
+    world.commit(&[("a", 0, 3), ("a", 1, 2)], true);
+    world.run_until("partition 0 is there", |w| offsets(&w.brokers, "a", 0).len() == 3);
+    world.step();
+    world.save_cursor();
+    assert_eq!(world.durable.as_ref().unwrap().next, EntrySeq(0));
+    world.restart_agent();
+    world.brokers.set_leader("test.a", PartitionId(1), true);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 2]);
+    assert_eq!(offsets(&world.brokers, "a", 1), [0, 1]);
+}
+
+#[test]
+fn a_cursor_behind_the_logs_end_is_not_used() {
+    let mut world = World::new(1, 1 << 20);
+    world.durable = Some(Cursor {
+        generation: 3,
+        next: EntrySeq(100),
+        acknowledged: BTreeMap::from([((stream("a"), PartitionId(0)), Offset(500))]),
+    });
+    world.commit(&[("a", 0, 2)], false);
+    world.restart_agent();
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1]);
+}
+
+#[test]
+fn after_a_failure_nothing_overtakes_its_repetition() {
+    let mut world = World::new(3, 1 << 20);
+    for _ in 0..10 {
+        world.commit(&[("a", 0, 5), ("a", 1, 5)], true);
+    }
+    world.step();
+    world.brokers.fail_next("broker says no");
+    world.run_until_caught_up();
+    world.check();
+    assert_eq!(world.brokers.restarts(), 1);
+    assert_eq!(world.metrics.health().snapshot().last_error, None, "an acknowledgement clears the error");
+}
+
+#[test]
+fn a_record_that_is_too_large_is_dropped_alone() {
+    let mut world = World::new(5, 1 << 20);
+    let refused = record("a", 0, 7).value;
+    world.brokers.refuse(move |a| (a.record.value == refused).then_some(DropReason::TooLarge));
+    world.commit(&[("a", 0, 20)], true);
+    world.dropped.insert(("test.a".into(), PartitionId(0), Offset(7)));
+    world.run_until_caught_up();
+    world.check();
+    let held: BTreeSet<i64> = offsets(&world.brokers, "a", 0).into_iter().collect();
+    assert_eq!(held, (0..20).filter(|o| *o != 7).collect());
+    assert_eq!(world.replicator.cursor().acknowledged[&(stream("a"), PartitionId(0))], Offset(20));
+}
+
+#[test]
+fn a_record_whose_event_time_is_refused_is_sent_with_its_receive_time() {
+    let mut world = World::new(5, 1 << 20);
+    let received = record("a", 0, 0).received.at.as_millis();
+    world.brokers.refuse(move |a| {
+        (a.offset == Offset(4) && a.timestamp_ms != received).then_some(DropReason::Timestamp)
+    });
+    world.commit(&[("a", 0, 9)], true);
+    world.run_until_caught_up();
+    world.check();
+    let held = world.brokers.partition("test.a", PartitionId(0));
+    let restamped: BTreeSet<i64> =
+        held.iter().filter(|a| a.timestamp_ms == received).map(|a| a.offset.0).collect();
+    assert_eq!(restamped, BTreeSet::from([4]));
+    assert_eq!(world.metrics.restamped_records.get(), 1);
+}
+
+#[test]
+fn a_topic_with_other_partitions_makes_its_stream_wait_and_says_what_to_do() {
+    let mut world = World::new(1, 1 << 20);
+    world.brokers.create_topic("test.a", NonZeroU16::new(12).unwrap());
+    world.commit(&[("a", 0, 1), ("b", 0, 1)], true);
+    world.run_until("the other stream goes on", |w| offsets(&w.brokers, "b", 0) == [0]);
+    world.step();
+    let health = world.metrics.health().snapshot();
+    assert!(health.needs_operator());
+    assert!(health.waiting_topics["test.a"].contains("partitions = 12"), "{health:?}");
+    assert_eq!(offsets(&world.brokers, "a", 0), [0; 0]);
+    // The operator made it right.
+    world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
+    world.run_until_caught_up();
+    assert!(!world.metrics.health().snapshot().needs_operator());
+}
+
+#[test]
+fn entries_that_the_log_lost_are_counted_and_passed() {
+    let mut world = World::new(1, 1 << 20);
+    let lost = LostEntries { first: EntrySeq(0), end: EntrySeq(3), reason: "checksum".into() };
+    let mut outcome =
+        ReadOutcome { groups: vec![group(3, &[("a", 0, 6, 2)])], next: EntrySeq(4), lost: vec![lost] };
+    world.replicator.offer(group(4, &[("a", 0, 8, 1)]));
+    assert_eq!(world.replicator.fill(world.now).map(|r| r.from), Some(EntrySeq(0)));
+    world.replicator.on_read(world.now, Some(std::mem::take(&mut outcome)));
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [6, 7, 8]);
+    assert_eq!(world.metrics.lost_entries.get(), 3);
+}
+
+#[test]
+fn while_kafka_is_away_the_memory_is_bounded_and_the_lag_is_known() {
+    let mut world = World::new(1, 16 * 1024);
+    world.brokers.set_away(true);
+    for _ in 0..1_000 {
+        world.commit(&[("a", 0, 5)], true);
+        world.step();
+        world.check();
+    }
+    assert_eq!(world.replicator.lag_records(), 5_000);
+    world.brokers.set_away(false);
+    world.run_until_caught_up();
+    world.check();
+    assert_eq!(world.replicator.lag_records(), 0);
+    assert_eq!(offsets(&world.brokers, "a", 0), (0..5_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_log_that_does_not_answer_is_asked_again_later() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 1)], false);
+    world.restart_agent();
+    assert!(world.replicator.fill(world.now).is_some());
+    world.replicator.on_read(world.now, None);
+    assert_eq!(world.replicator.fill(world.now), None);
+    assert_eq!(world.replicator.deadline(), Some(world.now + READ_RETRY));
+    world.run_until_caught_up();
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Commit { lanes: Vec<(&'static str, i32, i64)>, live: bool },
+    Step(u8),
+    Away(bool),
+    Leader { partition: i32, present: bool },
+    HoldReports(bool),
+    FailNext,
+    QueueLimit(usize),
+    DeleteTopic,
+    SaveCursor,
+    LoseCursor,
+    RestartAgent,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let lane = (prop::sample::select(vec!["a", "b"]), 0..3i32, 1..6i64);
+    let lanes = prop::collection::vec(lane, 1..4).prop_map(|mut lanes| {
+        lanes.sort_by_key(|l| (l.0, l.1));
+        lanes.dedup_by_key(|l| (l.0, l.1));
+        lanes
+    });
+    prop_oneof![
+        8 => (lanes, prop::bool::weighted(0.7)).prop_map(|(lanes, live)| Op::Commit { lanes, live }),
+        8 => (1..20u8).prop_map(Op::Step),
+        1 => any::<bool>().prop_map(Op::Away),
+        2 => (0..3i32, any::<bool>()).prop_map(|(partition, present)| Op::Leader { partition, present }),
+        1 => any::<bool>().prop_map(Op::HoldReports),
+        1 => Just(Op::FailNext),
+        1 => prop::sample::select(vec![1, 3, 1_000]).prop_map(Op::QueueLimit),
+        1 => Just(Op::DeleteTopic),
+        2 => Just(Op::SaveCursor),
+        1 => Just(Op::LoseCursor),
+        1 => Just(Op::RestartAgent),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn nothing_is_lost_or_reordered_and_nothing_unacknowledged_is_trimmed(
+        seed: u64,
+        ops in prop::collection::vec(op(), 1..80),
+    ) {
+        let mut world = World::new(seed, 8 * 1024);
+        for op in ops {
+            match op {
+                Op::Commit { lanes, live } => world.commit(&lanes, live),
+                Op::Step(count) => for _ in 0..count {
+                    world.step();
+                    world.now = world.now + Duration::from_millis(100);
+                },
+                Op::Away(away) => world.brokers.set_away(away),
+                Op::Leader { partition, present } => world.brokers.set_leader("test.a", PartitionId(partition), present),
+                Op::HoldReports(hold) => world.brokers.hold_reports(hold),
+                Op::FailNext => world.brokers.fail_next("on request"),
+                Op::QueueLimit(records) => world.brokers.set_queue_limit(records),
+                Op::DeleteTopic => world.brokers.delete_topic("test.b"),
+                Op::SaveCursor => world.save_cursor(),
+                Op::LoseCursor => { world.durable = None; }
+                Op::RestartAgent => world.restart_agent(),
+            }
+            world.check();
+        }
+        world.brokers.set_away(false);
+        world.brokers.hold_reports(false);
+        for partition in 0..3 {
+            world.brokers.set_leader("test.a", PartitionId(partition), true);
+        }
+        // Nothing may have told the replicator of the last commits.
+        world.replicator.probe(true);
+        world.run_until_caught_up();
+        world.check();
+        prop_assert_eq!(world.replicator.cursor().next, world.log_end);
+        for ((name, partition), end) in world.offsets.clone() {
+            let held: BTreeSet<i64> = offsets(&world.brokers, name, partition).into_iter().collect();
+            prop_assert_eq!(held, (0..end).collect::<BTreeSet<i64>>());
+        }
+        prop_assert_eq!(world.replicator.in_flight_bytes(), 0);
+        prop_assert_eq!(world.replicator.lag_records(), 0);
+    }
+}

@@ -1,5 +1,7 @@
 //! What `/healthz` says.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// State of the agent, for people and monitors.
@@ -56,12 +58,17 @@ pub struct ReplicateReport {
     pub backlog_records: u64,
     /// The last thing that went wrong, until something went right again.
     pub last_error: Option<String>,
+    /// Topics whose streams wait, with what the operator can do.
+    pub waiting_topics: BTreeMap<String, String>,
 }
 
 impl HealthReport {
     /// Sums up.
     pub fn new(sources: Vec<SourceReport>, commit: CommitReport, replicate: ReplicateReport) -> Self {
-        let well = sources.iter().all(|source| source.connected) && !commit.failing && replicate.last_error.is_none();
+        let well = sources.iter().all(|source| source.connected && source.last_error.is_none())
+            && !commit.failing
+            && replicate.last_error.is_none()
+            && replicate.waiting_topics.is_empty();
         let status = if well { Status::Ok } else { Status::Degraded };
         Self { status, version: env!("CARGO_PKG_VERSION"), sources, commit, replicate }
     }
@@ -75,7 +82,8 @@ mod tests {
     fn one_source_that_is_away_degrades_the_whole() {
         let source = |connected| SourceReport { name: "broker".into(), connected, last_error: None };
         let commit = CommitReport { commits: 1, failures: 0, failing: false };
-        let replicate = ReplicateReport { backlog_records: 0, last_error: None };
+        let replicate =
+            ReplicateReport { backlog_records: 0, last_error: None, waiting_topics: BTreeMap::new() };
         let report = |sources| HealthReport::new(sources, commit, replicate.clone()).status;
         assert_eq!(report(vec![source(true)]), Status::Ok);
         assert_eq!(report(vec![source(true), source(false)]), Status::Degraded);

@@ -22,8 +22,8 @@ pub fn init_logging(config: &Telemetry) {
         LogFormat::Logfmt => {
             registry.with(tracing_logfmt::builder().layer().with_writer(io::stderr)).try_init()
         }
-        LogFormat::Json => {
-            registry.with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
-        }
+        LogFormat::Json => registry
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr))
+            .try_init(),
     };
 }

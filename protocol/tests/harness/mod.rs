@@ -16,6 +16,12 @@ use wayside_protocol::link::gateway::{Event, Gateway};
 const UID: u64 = 0x7061_7468;
 const SCHEMA: u16 = 0x8001;
 const BODY: usize = 40;
+/// The faults end after this time, or when all readings were made.
+const FAULTS_US: u64 = 30_000_000;
+/// No plan takes longer, however slow its disk.
+const END_US: u64 = 900_000_000;
+/// Time between two decisions whether something restarts: enough for a conversation to begin.
+const RESTART_EVERY_US: u64 = 20_000;
 /// Longest virtual time that a sound line may need to bring everything over.
 const PATIENCE_US: u64 = 60_000_000;
 
@@ -155,6 +161,7 @@ pub(crate) struct World<'a, const RING: usize> {
     pipeline: VecDeque<(u64, Entry)>,
     produced: u32,
     next_reading_us: u64,
+    next_restart_us: u64,
     faulty: bool,
     outcome: Outcome,
 }
@@ -175,6 +182,7 @@ impl<'a, const RING: usize> World<'a, RING> {
             pipeline: VecDeque::new(),
             produced: 0,
             next_reading_us: 1,
+            next_restart_us: 0,
             faulty: true,
             outcome: Outcome::default(),
         }
@@ -185,19 +193,20 @@ impl<'a, const RING: usize> World<'a, RING> {
         let mut deadline = None;
         loop {
             self.step();
-            if self.produced == self.plan.readings && deadline.is_none() {
+            let produced = self.produced == self.plan.readings;
+            if self.faulty && (produced || self.now_us > FAULTS_US) {
                 self.faulty = false;
                 self.gateway.set_credit(self.now_us, u8::MAX);
-                deadline = Some(self.now_us + PATIENCE_US);
             }
-            if deadline.is_some() && self.device.pending() == 0 && self.pipeline.is_empty() {
+            if produced && self.device.pending() == 0 && self.pipeline.is_empty() {
                 break;
             }
-            assert!(
-                deadline.is_none_or(|at| self.now_us < at),
-                "the line is sound, but {} wait: {self:#?}",
-                self.device.pending()
-            );
+            let until = *deadline.get_or_insert(self.now_us + PATIENCE_US);
+            if self.faulty || !produced {
+                deadline = None;
+            }
+            assert!(self.now_us < END_US, "no end in sight: {self:#?}");
+            assert!(self.now_us < until, "the line is sound, but {} wait: {self:#?}", self.device.pending());
             self.now_us = self.next_event().max(self.now_us + 1);
         }
         self.check_end()
@@ -235,9 +244,10 @@ impl<'a, const RING: usize> World<'a, RING> {
 
     fn restart_something(&mut self) {
         let faults = self.plan.faults;
-        if !self.faulty {
+        if !self.faulty || self.now_us < self.next_restart_us {
             return;
         }
+        self.next_restart_us = self.now_us + RESTART_EVERY_US;
         if self.chance.per_mille(faults.reset_device) {
             let next = self.next_seq();
             let base = next - u32::try_from(self.device.pending()).unwrap();
@@ -459,4 +469,34 @@ impl<const RING: usize> std::fmt::Debug for World<'_, RING> {
             .field("pipeline", &self.pipeline)
             .finish_non_exhaustive()
     }
+}
+
+/// A conversation whose faults `data` chooses: first how bad the line is, then when.
+#[allow(dead_code)] // The fuzz target and tests/fuzz.rs use it; tests/link.rs has strategies of its own.
+pub(crate) fn steered_by(data: &[u8]) {
+    let (settings, script) = data.split_at(data.len().min(16));
+    let setting = |at: usize| u64::from(settings.get(at).copied().unwrap_or(0));
+    let chance = |at: usize| u16::try_from(setting(at)).unwrap();
+    let faults = Faults {
+        lose: chance(0),
+        flip_bits: chance(1),
+        drop_byte: chance(2),
+        insert_byte: chance(3),
+        cut: chance(4),
+        noise: chance(5),
+        duplicate: chance(6),
+        delay: chance(7),
+        reset_device: chance(8) / 8,
+        restart_gateway: chance(9) / 8,
+        change_credit: chance(10),
+    };
+    let overflow = if setting(11) % 2 == 0 { Overflow::Refuse } else { Overflow::DropOldest };
+    let plan = Plan {
+        readings: 40,
+        every_us: 1 + setting(12) * 200,
+        commit_us_max: setting(13) * 1_000,
+        overflow,
+        faults,
+    };
+    World::<8>::new(Chance::new(setting(14), script), plan).run();
 }

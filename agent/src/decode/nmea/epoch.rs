@@ -1,9 +1,8 @@
 //! Groups the sentences of one moment, and makes one position of them.
 //!
-//! Receivers send a burst of sentences per fix, in an order of their own. A new moment begins
-//! * with a sentence (talker and type) that the open moment already has, or
-//! * with another time of day: of a type that the open moment has, or further away than half the receiver's period. (One
-//!   receiver's GGA was seen 0.2 s off its RMC; at 10 Hz 0.1 s is the next fix. So the period is learnt.)
+//! Receivers send a burst of sentences per fix, in an order of their own, and all with the time of that fix; VTG has none.
+//! A new moment begins with another time, or with a sentence (talker and type) that the open moment already has. How far
+//! two times are apart does not matter: at 10 Hz, a tenth of a second is the next fix.
 //!
 //! The last one of a burst is complete after [`SILENCE`].
 
@@ -26,22 +25,10 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// Bytes of sentences at which a moment ends whatever comes, so that a line of GSV alone does not grow one for ever.
 const EPOCH_BYTES_MAX: usize = 8 * 1024;
 
-/// Period of a receiver that has not shown its own yet.
-const PERIOD_DEFAULT_MS: u32 = 1000;
-
-const DAY_MS: u32 = 24 * 3600 * 1000;
-
-/// The open moment, and what is known of the receiver's rhythm.
-#[derive(Clone, Debug)]
+/// The open moment.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Epochs {
     open: Option<Epoch>,
-    period_ms: u32,
-}
-
-impl Default for Epochs {
-    fn default() -> Self {
-        Self { open: None, period_ms: PERIOD_DEFAULT_MS }
-    }
 }
 
 /// The sentences of one moment.
@@ -83,7 +70,7 @@ impl Epochs {
         };
         let complete = self.open.take_if(|open| {
             open.sentences.len() + text.len() + 2 > EPOCH_BYTES_MAX
-                || part.as_ref().is_some_and(|part| open.ends_with(part, &mut self.period_ms))
+                || part.as_ref().is_some_and(|part| open.ends_with(part))
         });
         let open = self.open.get_or_insert_with(|| Epoch {
             received,
@@ -119,22 +106,12 @@ impl Epoch {
         &self.sentences
     }
 
-    /// Whether `part` is of a later moment. Notes the receiver's period where it shows.
-    fn ends_with(&self, part: &Part, period_ms: &mut u32) -> bool {
-        let same_kind = self.part(part.kind);
-        let (Some(new_ms), Some(open_ms)) = (part.time_ms, self.time_ms()) else {
-            return self.addresses.contains(&(part.talker, part.kind));
-        };
-        if let Some(before_ms) = same_kind.and_then(|before| before.time_ms)
-            && before_ms != new_ms
-        {
-            // Further apart than 10 s is a hole, not a period.
-            let apart_ms = distance_ms(before_ms, new_ms);
-            *period_ms = if apart_ms <= 10_000 { apart_ms } else { PERIOD_DEFAULT_MS };
-            return true;
-        }
+    /// Whether `part` is of another moment.
+    fn ends_with(&self, part: &Part) -> bool {
+        let other_time = |before: &Part| before.time_ms != part.time_ms;
         self.addresses.contains(&(part.talker, part.kind))
-            || distance_ms(open_ms, new_ms) >= (*period_ms / 2).min(PERIOD_DEFAULT_MS / 2)
+            || self.part(part.kind).is_some_and(other_time)
+            || self.time_ms().zip(part.time_ms).is_some_and(|(open, new)| open != new)
     }
 
     fn add(&mut self, now: Monotonic, part: Option<Part>, text: &str) {
@@ -168,6 +145,12 @@ impl Epoch {
     ///
     /// There is a fix only if no kind of sentence denies it: an RMC with V is a warning, even beside a GGA with a place.
     pub(super) fn position(&self, calendar: &mut Calendar) -> Option<Position> {
+        // ZDA has the year in full, RMC in two digits.
+        for part in [self.part(Kind::Rmc), self.part(Kind::Zda)].into_iter().flatten() {
+            if let (Some(date), Some(time_ms)) = (part.date, part.time_ms) {
+                calendar.set(self.first_at, date, time_ms);
+            }
+        }
         let said = |part: &&Part| part.fix.is_some();
         let first = self.parts().find(said)?;
         let placed = self.parts().filter(said).find(|part| part.place.is_some());
@@ -175,12 +158,6 @@ impl Epoch {
         let here = placed.filter(|_| !denied);
         let stale = placed.filter(|_| denied).and_then(|part| part.place);
 
-        // ZDA has the year in full, RMC in two digits.
-        for part in [self.part(Kind::Rmc), self.part(Kind::Zda)].into_iter().flatten() {
-            if let (Some(date), Some(time_ms)) = (part.date, part.time_ms) {
-                calendar.set(self.first_at, date, time_ms);
-            }
-        }
         let time_ms = here.and_then(|part| part.time_ms).or(self.time_ms());
         let time = time_ms.and_then(|time_ms| calendar.moment(self.first_at, time_ms));
 
@@ -203,10 +180,4 @@ impl Epoch {
         };
         Some(Position { reading, event_time: time.filter(|_| here.is_some()) })
     }
-}
-
-/// How far two times of day are apart, around midnight too.
-fn distance_ms(a_ms: u32, b_ms: u32) -> u32 {
-    let apart = a_ms.abs_diff(b_ms);
-    apart.min(DAY_MS.saturating_sub(apart))
 }

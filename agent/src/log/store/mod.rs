@@ -5,7 +5,7 @@
 //! quarantine belong to the log above. Every engine passes the one contract suite in `contract.rs`.
 
 #[cfg(test)]
-mod contract;
+pub(in crate::log) mod contract;
 pub mod simulated;
 pub mod sled;
 

@@ -209,12 +209,16 @@ impl DataDir {
     }
 }
 
+/// Ids from here on are not the log's: no gateway writes 2^48 entries, and offsets could not go on behind them.
+const ID_END: u64 = 1 << 48;
+
 /// The id in a name of the given kind: `<prefix><16 hex digits>`, behind which `bad-` may have a copy's number.
 pub(super) fn parse(name: &str, prefix: &str) -> Option<EpochId> {
     let digits = name.strip_prefix(prefix)?;
     let digits = if prefix == "bad-" { digits.split('.').next()? } else { digits };
     let canonical = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten().map(|id| EpochId(EntrySeq(id)))
+    let id = canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten()?;
+    (id < ID_END).then_some(EpochId(EntrySeq(id)))
 }
 
 /// Syncs every file in `dir`, then the directory.

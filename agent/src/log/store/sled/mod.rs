@@ -8,11 +8,13 @@
 mod dir;
 mod epoch;
 mod guard;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -316,6 +318,16 @@ impl Drop for SledStore {
         self.close_reader();
         self.close_write();
     }
+}
+
+/// The epoch that a directory of this name holds.
+pub(in crate::log) fn parse_epoch(name: &str) -> Option<EpochId> {
+    dir::parse(name, "e-")
+}
+
+/// The epoch that a directory of this name holds, put aside.
+pub(in crate::log) fn parse_quarantined(name: &str) -> Option<EpochId> {
+    dir::parse(name, "bad-")
 }
 
 fn io_error(action: &str, path: &Path, source: io::Error) -> StoreError {

@@ -1,5 +1,7 @@
 //! The command line of `wayside`.
 
+mod inspect;
+
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -84,7 +86,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{}: good", config.display());
             Ok(())
         }),
-        Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(crate::inspect::print(&dir, json)),
+        Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(inspect::print(&dir, json)),
     };
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -123,6 +125,8 @@ fn run(config: Config) -> anyhow::Result<()> {
             error!("stopped at once by a second signal; what was not acknowledged will come again");
             std::process::exit(1);
         });
-        pipeline::run(config, clock, || Box::new(SystemEntropy::new()), stopping).await.context("the agent cannot run")
+        pipeline::run(config, clock, || Box::new(SystemEntropy::new()), stopping)
+            .await
+            .context("the agent cannot run")
     })
 }

@@ -1,0 +1,183 @@
+//! The guards that damage alone does not reach: panics, hangs, locks, a full disk.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::FlockOperation;
+
+use super::{
+    guard::{self, Failure},
+    *,
+};
+use crate::log::store::contract::test_options;
+
+fn id(seq: u64) -> EpochId {
+    EpochId(EntrySeq(seq))
+}
+
+/// Writes an epoch of 20 synced entries.
+fn write_epoch(store: &mut SledStore, first: u64) {
+    store.create(id(first)).unwrap();
+    for seq in first..first + 20 {
+        store.append(EntrySeq(seq), &[7; 100]).unwrap();
+    }
+    store.sync().unwrap();
+}
+
+fn read_count(store: &mut SledStore, epoch: EpochId) -> usize {
+    store.read(epoch, epoch.0, usize::MAX).unwrap().len()
+}
+
+#[test]
+fn a_panic_in_sled_is_a_failure_and_no_more() {
+    let failure = guard::call::<()>(|| panic!("index out of bounds")).unwrap_err();
+    assert!(matches!(&failure, Failure::Broken(reason) if reason.contains("index out of bounds")));
+    let full = guard::call::<()>(|| panic!("Io(Os {{ code: 28, kind: StorageFull }})")).unwrap_err();
+    assert!(matches!(full, Failure::NoSpace));
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a real deadline is what is tested")]
+fn a_handle_that_does_not_close_is_given_up() {
+    struct Stuck(mpsc::Receiver<()>);
+    impl Drop for Stuck {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+    let (release, stuck) = mpsc::channel();
+    let start = Instant::now();
+    guard::close(Stuck(stuck), PathBuf::new(), Duration::from_millis(50));
+    assert!(start.elapsed() < Duration::from_secs(20));
+    drop(release);
+}
+
+#[test]
+fn an_epoch_whose_lock_is_held_for_ever_is_read_from_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    write_epoch(&mut store, 0);
+    write_epoch(&mut store, 20);
+    let held = fs::File::open(dir.path().join("e-0000000000000000/db")).unwrap();
+    rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert_eq!(read_count(&mut store, id(0)), 20);
+}
+
+#[test]
+fn an_open_epoch_that_dies_is_closed_and_its_synced_entries_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    write_epoch(&mut store, 0);
+    let error = store.with_write(|_| Err(Failure::Broken("simulated".into()))).unwrap_err();
+    assert!(matches!(error, StoreError::HandleDead { .. }));
+    assert!(store.append(EntrySeq(20), b"x").is_err());
+    assert_eq!(read_count(&mut store, id(0)), 20);
+    write_epoch(&mut store, 20);
+    assert_eq!(read_count(&mut store, id(20)), 20);
+}
+
+#[test]
+fn below_the_reserve_no_epoch_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SledOptions { reserve_bytes: u64::MAX, ..test_options() };
+    let mut store = SledStore::open(dir.path(), options).unwrap();
+    assert!(matches!(store.create(id(0)), Err(StoreError::NoSpace { .. })));
+    assert!(!dir.path().join("e-0000000000000000").exists());
+}
+
+/// A tmpfs of 48 MB, unmounted at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root to mount a small tmpfs");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "tmpfs"]).arg(dir.path()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: a tmpfs cannot be mounted here");
+            return None;
+        }
+        Some(Self(dir))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// Writes epochs until the disk is full; returns the first entry that was not synced.
+fn fill(store: &mut SledStore, mut next: u64) -> u64 {
+    loop {
+        let mut synced = next;
+        let epoch = (|| {
+            store.create(id(next))?;
+            while !store.wants_roll() {
+                store.append(EntrySeq(next), &[next.to_le_bytes()[0]; 16 * 1024])?;
+                next += 1;
+                if next.is_multiple_of(8) {
+                    store.sync()?;
+                    synced = next;
+                }
+            }
+            store.sync()?;
+            synced = next;
+            Ok(())
+        })();
+        match epoch {
+            Ok(()) => {}
+            Err(StoreError::NoSpace { .. }) => return synced,
+            Err(other) => panic!("a full disk says so: {other}"),
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_read_trimmed_and_written_again_by_the_same_process() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let options = SledOptions {
+        epoch_bytes: 4 << 20,
+        reserve_bytes: 0,
+        ballast_bytes: 2 << 20,
+        timeout: Duration::from_secs(20),
+    };
+    let mut store = SledStore::open(disk.path(), options.clone()).unwrap();
+    assert!(disk.path().join("ballast").exists());
+    let synced = fill(&mut store, 0);
+    let epochs = store.epochs().unwrap();
+    assert!(epochs.len() > 5);
+    eprintln!("DBG {:?} {epochs:?} {synced} {:?}", store.dir.free_bytes(), store.sizes);
+    // The ballast is what makes room to open an old epoch.
+    assert!(!store.read(epochs[0], epochs[0].0, usize::MAX).unwrap().is_empty());
+    drop(store);
+    let mut store = SledStore::open(disk.path(), options).unwrap();
+    let mut next = EntrySeq(0);
+    for epoch in store.epochs().unwrap() {
+        loop {
+            eprintln!("DBG {epoch} {:?} {:?}", store.dir.free_bytes(), store.dir.size_bytes(epoch));
+            let read = store.read(epoch, next, 1 << 20).unwrap();
+            let Some(last) = read.last() else { break };
+            assert_eq!(read[0].seq, next);
+            next = last.seq.next();
+        }
+    }
+    assert!(next.0 >= synced, "{next} of {synced} synced entries are there");
+    for epoch in &epochs[..3] {
+        store.delete(*epoch).unwrap();
+    }
+    assert!(fill(&mut store, next.0) > next.0);
+}

@@ -1,0 +1,251 @@
+//! Damage: whatever the disk did, the log opens, reads what is whole, tells what is not, and uses no number twice.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+};
+
+use super::*;
+
+/// A sled log of three epochs with 10 entries of 20 records each.
+fn three_epochs(dir: &Path) -> Vec<EpochId> {
+    for start in 0..3_u64 {
+        let (mut log, _) = open_sled(dir);
+        for n in 0..10 {
+            let first = start * 200 + n * 20;
+            commit(&mut log, first..first + 20);
+        }
+    }
+    inspect::list(dir).unwrap().epochs
+}
+
+fn db(dir: &Path, epoch: EpochId) -> PathBuf {
+    dir.join(epoch.to_string()).join("db")
+}
+
+/// Opens the damaged log, checks that what it reads is right and that it goes on; returns how many records were read.
+fn check_goes_on(dir: &Path, used: EntrySeq) -> usize {
+    let (mut log, recovery) = open_sled(dir);
+    let (before, lost) = read_all(&mut log, EntrySeq(0));
+    let before = ids(&before);
+    assert!(before.is_sorted_by(|a, b| a < b), "no record twice");
+    assert_eq!(before.len() < 600, !lost.is_empty() || log.end() < used, "what is missing is told");
+    let end = log.end();
+    if recovery.skipped {
+        assert!(end >= used, "no sequence number is used twice");
+    }
+    commit(&mut log, 1000..1010);
+    let (after, _) = read_all(&mut log, end);
+    assert_eq!(ids(&after), (1000..1010).collect::<Vec<_>>());
+    if recovery.skipped {
+        assert!(after[0].batches[0].base_offset >= Offset(600), "no offset is used twice");
+    }
+    drop(log);
+    let (mut log, recovery) = open_sled(dir);
+    assert!(!recovery.skipped, "one start is enough to be sound again");
+    assert_eq!(ids(&read_all(&mut log, end).0), (1000..1010).collect::<Vec<_>>());
+    before.len()
+}
+
+#[test]
+fn an_epoch_whose_db_is_gone_is_put_aside_wherever_it_is() {
+    for index in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let epochs = three_epochs(dir.path());
+        fs::remove_file(db(dir.path(), epochs[index])).unwrap();
+        assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 400);
+        assert_eq!(inspect::list(dir.path()).unwrap().quarantined, [epochs[index]]);
+    }
+}
+
+#[test]
+fn a_truncated_db_is_a_reported_hole() {
+    for index in 0..2 {
+        for share in [0, 1, 30, 60, 90] {
+            let dir = tempfile::tempdir().unwrap();
+            let epochs = three_epochs(dir.path());
+            let file = OpenOptions::new().write(true).open(db(dir.path(), epochs[index])).unwrap();
+            file.set_len(file.metadata().unwrap().len() * share / 100).unwrap();
+            drop(file);
+            let read = check_goes_on(dir.path(), EntrySeq(33));
+            assert!((400..=600).contains(&read), "{read} records, truncated to {share} %");
+        }
+    }
+}
+
+#[test]
+fn a_log_that_lost_its_end_goes_on_behind_the_cursor() {
+    let dir = tempfile::tempdir().unwrap();
+    let epochs = three_epochs(dir.path());
+    let file = OpenOptions::new().write(true).open(db(dir.path(), epochs[2])).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    drop(file);
+    let (log, recovery) = open_sled(dir.path());
+    assert!(log.end() < EntrySeq(33) && !recovery.skipped, "sled says nothing of it");
+    drop(log);
+    let store = SledStore::open(dir.path(), test_options()).unwrap();
+    let options = LogOptions { next_seq_min: EntrySeq(33), ..LogOptions::default() };
+    let (mut log, recovery) = Log::open(Box::new(store), options, metrics()).unwrap();
+    assert!(recovery.skipped);
+    assert!(log.end() >= EntrySeq(33));
+    let committed = commit(&mut log, 1000..1001);
+    assert!(committed[0].seq >= EntrySeq(33));
+    assert!(committed[0].batches[0].base_offset >= Offset(600));
+}
+
+#[test]
+fn flipped_bits_cost_what_they_hit() {
+    let dir = tempfile::tempdir().unwrap();
+    let epochs = three_epochs(dir.path());
+    // Epoch and place in its file, in percent: header of the segment, entries, tail.
+    for (index, percent) in [(0, 0), (0, 20), (0, 50), (1, 80), (1, 99), (2, 1), (2, 50), (2, 90)] {
+        let copy = tempfile::tempdir().unwrap();
+        for epoch in &epochs {
+            let to = copy.path().join(epoch.to_string());
+            fs::create_dir(&to).unwrap();
+            for name in ["db", "conf", "synced"] {
+                fs::copy(dir.path().join(epoch.to_string()).join(name), to.join(name)).unwrap();
+            }
+        }
+        let mut file =
+            OpenOptions::new().read(true).write(true).open(db(copy.path(), epochs[index])).unwrap();
+        let at = file.metadata().unwrap().len() * percent / 100;
+        let mut byte = [0];
+        file.seek(SeekFrom::Start(at)).unwrap();
+        file.read_exact(&mut byte).unwrap();
+        file.seek(SeekFrom::Start(at)).unwrap();
+        file.write_all(&[byte[0] ^ 0x10]).unwrap();
+        drop(file);
+        // The end of the newest epoch may go unnoticed: sled takes it for a torn write.
+        let used = if index == 2 { EntrySeq(0) } else { EntrySeq(33) };
+        let read = check_goes_on(copy.path(), used);
+        assert!((400..=600).contains(&read), "{read} records, bit at {at} of epoch {index}");
+    }
+}
+
+#[test]
+fn half_a_snapshot_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let epochs = three_epochs(dir.path());
+    for epoch in &epochs {
+        let path = dir.path().join(epoch.to_string());
+        fs::write(path.join("snap.7FFFFFFFFFFFFFFF.generating"), b"half").unwrap();
+        fs::write(path.join("snap.7FFFFFFFFFFFFFFE"), b"half a snapshot that was renamed").unwrap();
+    }
+    assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 600);
+}
+
+#[test]
+fn a_missing_conf_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    for epoch in three_epochs(dir.path()) {
+        fs::remove_file(dir.path().join(epoch.to_string()).join("conf")).unwrap();
+    }
+    assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 600);
+}
+
+#[test]
+fn leftovers_of_a_crash_are_cleaned_up_and_foreign_files_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    three_epochs(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir_all(path("del-0000000000000005/blobs")).unwrap();
+    fs::write(path("del-0000000000000005/db"), b"x").unwrap();
+    fs::create_dir(path("e-00000000000000ff")).unwrap();
+    fs::write(path("e-0000000000000100"), b"a file under an epoch's name").unwrap();
+    fs::create_dir(path("e-xyz")).unwrap();
+    fs::write(path("cursor"), b"somebody else's").unwrap();
+    let (log, recovery) = open_sled(dir.path());
+    assert_eq!(recovery.epochs, 3);
+    drop(log);
+    assert!(!path("del-0000000000000005").exists());
+    assert!(!path("e-00000000000000ff").exists(), "an epoch that was never synced");
+    assert!(path("bad-0000000000000100").exists());
+    assert!(path("e-xyz").exists() && path("cursor").exists());
+}
+
+#[test]
+fn a_marked_epoch_without_anything_is_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    three_epochs(dir.path());
+    fs::create_dir(dir.path().join("e-0000000000000030")).unwrap();
+    File::create(dir.path().join("e-0000000000000030/synced")).unwrap();
+    let (log, recovery) = open_sled(dir.path());
+    assert_eq!(recovery.quarantined, [EpochId(EntrySeq(0x30))]);
+    assert_eq!(log.end(), EntrySeq(0x30 + EPOCH_ENTRIES_MAX));
+}
+
+#[test]
+fn a_data_directory_is_private_and_of_one_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new/log");
+    let store = SledStore::open(&path, test_options()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    let second = SledStore::open(&path, test_options()).unwrap_err();
+    assert!(second.to_string().contains("in use by another agent"), "{second}");
+    drop(store);
+    SledStore::open(&path, test_options()).unwrap();
+}
+
+#[test]
+fn a_damaged_entry_is_lost_alone_and_told_once() {
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    for n in 0..10 {
+        commit(&mut log, n..n + 1);
+    }
+    assert!(disk.flip_bit(EntrySeq(4), 200));
+    assert!(disk.remove_entry(EntrySeq(6)));
+    for _ in 0..2 {
+        let (groups, lost) = read_all(&mut log, EntrySeq(0));
+        assert_eq!(ids(&groups), [0, 1, 2, 4, 6, 7, 8, 9]);
+        let ranges: Vec<_> = lost.iter().map(|l| (l.first.0, l.end.0)).collect();
+        assert_eq!(ranges, [(4, 5), (6, 7)]);
+    }
+    assert_eq!(log.metrics.lost_entries.get(), 2);
+    assert_eq!(log.metrics.damaged_entries.get(), 1);
+}
+
+#[test]
+fn a_damaged_newest_epoch_makes_the_next_start_skip_ahead() {
+    // Checkpoint, middle, last.
+    for seq in [0, 3, 5] {
+        let disk = SimulatedDisk::new();
+        let (mut log, _) = open_simulated(&disk);
+        for n in 0..5 {
+            commit(&mut log, n..n + 1);
+        }
+        drop(log);
+        assert!(disk.flip_bit(EntrySeq(seq), 77));
+        let (mut log, recovery) = open_simulated(&disk);
+        assert!(recovery.skipped);
+        assert_eq!((recovery.damaged_entries, recovery.torn_tail), (1, seq == 5));
+        assert_eq!(recovery.end, EntrySeq(EPOCH_ENTRIES_MAX));
+        let committed = commit(&mut log, 100..101);
+        assert!(committed[0].batches[0].base_offset >= Offset(5));
+        let (groups, lost) = read_all(&mut log, EntrySeq(0));
+        assert_eq!(ids(&groups).last(), Some(&100));
+        assert!(!lost.is_empty());
+    }
+}
+
+#[test]
+fn an_epoch_put_aside_while_running_keeps_its_numbers_after_a_restart() {
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    commit(&mut log, 0..1);
+    drop(log);
+    let (mut log, _) = open_simulated(&disk);
+    commit(&mut log, 1..2);
+    let newest = *log.epochs.last().unwrap();
+    disk.break_epoch(newest);
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    assert_eq!((ids(&groups), lost.len()), (vec![0], 1));
+    assert_eq!(disk.quarantined(), [newest]);
+    drop(log);
+    let (mut log, recovery) = open_simulated(&disk);
+    assert_eq!(recovery.end, EntrySeq(newest.0.0 + EPOCH_ENTRIES_MAX));
+    assert!(commit(&mut log, 2..3)[0].batches[0].base_offset >= Offset(2));
+}

@@ -1,0 +1,147 @@
+//! Bytes on disk: what a release has written opens for ever.
+//!
+//! `agent/testdata/log/v1-*` was written by the first release of the format, by `write_golden_files` below.
+
+use std::{fs, path::PathBuf};
+
+use super::*;
+use crate::log::{
+    checkpoint::{Assembly, Checkpoint},
+    entry::{EntryError, EntryKind},
+};
+
+const SEQ: EntrySeq = EntrySeq(0x0102_0304);
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/log").join(name)
+}
+
+fn compressions() -> [(&'static str, Compression); 3] {
+    [("none", Compression::None), ("lz4", Compression::Lz4), ("zstd", Compression::Zstd)]
+}
+
+fn golden_batches() -> Vec<LogBatch> {
+    let mut batches = Vec::new();
+    for (name, partition, base_offset, records) in [("occupancy", 0, 7, 0..5), ("vehicle", 3, 1 << 40, 5..20)]
+    {
+        let stream = stream(name);
+        let mut records: Vec<Record> = records.map(|id| record(&stream, id)).collect();
+        records[1].headers = vec![RecordHeader { name: "wayside.retained".into(), value: "true".into() }];
+        let partition = PartitionId(partition);
+        batches.push(LogBatch { stream, partition, base_offset: Offset(base_offset), records });
+    }
+    batches
+}
+
+fn golden_checkpoint() -> Checkpoint {
+    let mut offsets = NextOffsets::beyond(EntrySeq(3));
+    offsets.set((stream("occupancy"), PartitionId(0)), Offset(7));
+    offsets.set((stream("vehicle"), PartitionId(0)), Offset(0));
+    offsets.set((stream("vehicle"), PartitionId(3)), Offset(1 << 40));
+    Checkpoint { boot: 300, offsets }
+}
+
+fn encode_group(compression: Compression) -> Vec<u8> {
+    let mut raw = Vec::new();
+    group::encode(&golden_batches(), &mut raw);
+    EntryCodec::new(compression).encode(EntryKind::Group, &raw).seal(SEQ).to_vec()
+}
+
+fn encode_checkpoint() -> Vec<u8> {
+    let parts = golden_checkpoint().encode();
+    assert_eq!(parts.len(), 1);
+    EntryCodec::new(Compression::None).encode(EntryKind::Checkpoint, &parts[0]).seal(SEQ).to_vec()
+}
+
+#[test]
+fn groups_of_version_1_open() {
+    for (name, _) in compressions() {
+        let bytes = fs::read(golden(&format!("v1-group-{name}.bin"))).unwrap();
+        let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
+        assert_eq!(kind, EntryKind::Group, "{name}");
+        assert_eq!(group::decode(&raw, &mut Names::default()).unwrap(), golden_batches(), "{name}");
+    }
+}
+
+#[test]
+fn checkpoints_of_version_1_open() {
+    let bytes = fs::read(golden("v1-checkpoint.bin")).unwrap();
+    let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
+    assert_eq!(kind, EntryKind::Checkpoint);
+    assert_eq!(Assembly::default().push(&raw).unwrap(), Some(golden_checkpoint()));
+}
+
+#[test]
+fn an_epoch_of_version_1_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let epoch = dir.path().join("e-0000000000000000");
+    fs::create_dir(&epoch).unwrap();
+    for name in ["conf", "db", "synced"] {
+        fs::copy(golden("v1-epoch").join(name), epoch.join(name)).unwrap();
+    }
+    let (mut log, recovery) = open_sled(dir.path());
+    assert!(!recovery.skipped);
+    assert_eq!((recovery.end, recovery.boot), (EntrySeq(4), 2));
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    assert_eq!((ids(&groups), lost), ((0..60).collect(), vec![]));
+}
+
+#[test]
+fn version_1_is_still_what_is_written() {
+    assert_eq!(encode_group(Compression::None), fs::read(golden("v1-group-none.bin")).unwrap());
+    assert_eq!(encode_checkpoint(), fs::read(golden("v1-checkpoint.bin")).unwrap());
+}
+
+#[test]
+#[ignore = "writes the golden files of a new format; run once for each version"]
+fn write_golden_files() {
+    fs::create_dir_all(golden("v1-epoch")).unwrap();
+    for (name, compression) in compressions() {
+        fs::write(golden(&format!("v1-group-{name}.bin")), encode_group(compression)).unwrap();
+    }
+    fs::write(golden("v1-checkpoint.bin"), encode_checkpoint()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open_sled(dir.path());
+    for n in 0..3 {
+        commit(&mut log, n * 20..n * 20 + 20);
+    }
+    drop(log);
+    for name in ["conf", "db", "synced"] {
+        fs::copy(dir.path().join("e-0000000000000000").join(name), golden("v1-epoch").join(name)).unwrap();
+    }
+}
+
+#[test]
+fn any_flipped_bit_is_found() {
+    let whole = encode_group(Compression::Zstd);
+    let mut codec = EntryCodec::new(Compression::None);
+    for bit in 0..whole.len() * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(codec.decode(SEQ, flipped), Err(EntryError::Checksum), "bit {bit}");
+    }
+    for size in 0..whole.len() {
+        assert!(codec.decode(SEQ, whole[..size].to_vec()).is_err(), "cut to {size}");
+    }
+    assert_eq!(codec.decode(EntrySeq(9), whole), Err(EntryError::Misplaced(SEQ)));
+}
+
+proptest::proptest! {
+    #[test]
+    fn bodies_of_any_bytes_never_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+        let raw = bytes::Bytes::from(body);
+        let _ = group::decode(&raw, &mut Names::default());
+        let _ = group::decode_ranges(&raw, &mut Names::default());
+        let _ = Assembly::default().push(&raw);
+    }
+
+    #[test]
+    fn damaged_bodies_never_panic(bit in 0_usize..3000 * 8, cut in 0_usize..3000) {
+        let mut raw = Vec::new();
+        group::encode(&golden_batches(), &mut raw);
+        let size = raw.len();
+        raw[bit / 8 % size] ^= 1 << (bit % 8);
+        raw.truncate(size - cut % size);
+        let _ = group::decode(&raw.into(), &mut Names::default());
+    }
+}

@@ -1,0 +1,101 @@
+//! Servers go away and come back; what was acknowledged arrives.
+
+use std::time::Duration;
+
+use wayside_tests::agent::{self, Agent};
+use wayside_tests::kafka;
+use wayside_tests::mosquitto::Mosquitto;
+use wayside_tests::note;
+use wayside_tests::sim::{self, Load};
+
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// 12 seconds of load, 6 000 readings.
+fn load(broker: &Mosquitto) -> Load {
+    let url = broker.url();
+    Load::start(["traffic", "--mqtt", &url, "--devices", "50", "--rate", "500", "--duration", "12s"])
+}
+
+fn started(name: &str, cluster: &kafka::Cluster, broker: &Mosquitto) -> Agent {
+    let mut agent = Agent::new(name, &cluster.bootstrap_servers(), &agent::mqtt_source(&broker.url(), 5));
+    agent.start();
+    broker.wait_subscribed("traffic/+/position");
+    agent
+}
+
+/// Waits for everything, then lets the agent end, so that nothing can come behind the verdict.
+fn verify(cluster: &kafka::Cluster, mut agent: Agent, load: &Load) -> sim::Report {
+    sim::verify(cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete(5_000);
+    agent.stop();
+    let report = sim::verify(cluster, agent.environment(), &[load.ledger()], Duration::ZERO);
+    report.assert_complete(5_000);
+    note(&format!(
+        "{} delivered, {} of them more than once",
+        report.count("delivered"),
+        report.count("duplicated")
+    ));
+    report
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn an_outage_of_kafka_with_two_restarts_of_the_agent_loses_nothing() {
+    let mut cluster = kafka::exclusive();
+    let broker = Mosquitto::start();
+    cluster.kill_all();
+    let mut agent = started("delivery-outage", &cluster, &broker);
+    let mut load = load(&broker);
+    for acknowledged in [2_000, 4_000] {
+        load.wait_acknowledged(acknowledged, DEADLINE);
+        agent.stop();
+        agent.start();
+    }
+    load.finish(DEADLINE);
+    cluster.heal();
+    // No record was in Kafka when the agent restarted, and it ended in good order: nothing to send twice.
+    verify(&cluster, agent, &load).assert_complete_once(5_000);
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn a_killed_broker_of_three_loses_nothing() {
+    let mut cluster = kafka::exclusive();
+    let broker = Mosquitto::start();
+    let agent = started("delivery-broker", &cluster, &broker);
+    let mut load = load(&broker);
+    let topic = agent.topic("vehicle-positions");
+    cluster.reader(&topic).wait_for(1_000, DEADLINE);
+    let leader = cluster.leader(&topic, 0);
+    cluster.kill(leader);
+    load.finish(DEADLINE);
+    verify(&cluster, agent, &load);
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn a_broker_of_kafka_that_hangs_loses_nothing() {
+    let mut cluster = kafka::exclusive();
+    let broker = Mosquitto::start();
+    let agent = started("delivery-hang", &cluster, &broker);
+    let mut load = load(&broker);
+    let topic = agent.topic("vehicle-positions");
+    cluster.reader(&topic).wait_for(1_000, DEADLINE);
+    let leader = cluster.leader(&topic, 0);
+    cluster.pause(leader);
+    load.finish(DEADLINE);
+    verify(&cluster, agent, &load);
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn a_restart_of_mosquitto_loses_nothing() {
+    let cluster = kafka::shared();
+    let mut broker = Mosquitto::start();
+    let agent = started("delivery-mosquitto", &cluster, &broker);
+    let mut load = load(&broker);
+    load.wait_acknowledged(2_000, DEADLINE);
+    broker.stop();
+    broker.start_again();
+    load.finish(DEADLINE);
+    verify(&cluster, agent, &load);
+}

@@ -1,0 +1,199 @@
+//! The agent under test: the real binary with a configuration of its own, started, stopped, killed and started again on
+//! the same log.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{self, Process};
+use crate::strace;
+use crate::{binary, ports, wait_until};
+
+/// On two busy cores; an idle agent starts in well under a second.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Time to finish the transaction under way, with a cluster that may just have lost a node.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One gateway: configuration, log and, while it runs, the process.
+pub struct Agent {
+    name: String,
+    directory: TempDir,
+    telemetry_port: u16,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// A gateway called `name`, which is also the environment of its topics: tests with different names share nothing.
+    ///
+    /// `sections` is the rest of the configuration, the sources and streams.
+    pub fn new(name: &str, bootstrap_servers: &str, sections: &str) -> Self {
+        let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
+        let telemetry_port = ports::free();
+        let mut servers = String::new();
+        for server in bootstrap_servers.split(',') {
+            write!(servers, "\"{server}\", ").expect("a string takes all");
+        }
+        let configuration = format!(
+            "\
+[gateway]
+id = \"{name}\"
+environment = \"{name}\"
+[log]
+dir = \"{}\"
+[replicate]
+bootstrap_servers = [{servers}]
+replication_factor = 3
+min_insync_replicas = 2
+[telemetry]
+listen = \"127.0.0.1:{telemetry_port}\"
+{sections}",
+            directory.path().join("log").display()
+        );
+        std::fs::write(directory.path().join("wayside.toml"), configuration)
+            .expect("our directory is writable");
+        Self { name: name.to_owned(), directory, telemetry_port, process: None }
+    }
+
+    /// The topic of `stream`.
+    pub fn topic(&self, stream: &str) -> String {
+        format!("{}.{stream}", self.name)
+    }
+
+    /// The environment of the topics.
+    pub fn environment(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the log lies.
+    pub fn log_directory(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// Starts the agent and waits until it serves its state.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let mut command = process::command(binary("wayside"));
+        command.args(["run", "-c"]).arg(self.directory.path().join("wayside.toml"));
+        self.run(command);
+    }
+
+    /// As [`start`](Self::start), with its system calls written to `trace`.
+    #[track_caller]
+    pub fn start_traced(&mut self, trace: &Path) {
+        let mut command = strace::command(trace);
+        command.arg(binary("wayside")).args(["run", "-c"]).arg(self.directory.path().join("wayside.toml"));
+        self.run(command);
+    }
+
+    /// Stops the agent with SIGTERM; it must end with success.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("it was started");
+        let status = process.terminate(STOP_DEADLINE);
+        assert!(status.success(), "the agent ended with {status} after SIGTERM\n{}", process.log_tail());
+    }
+
+    /// Kills the agent with SIGKILL.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("it was started");
+        let ended = process.exit_status();
+        assert!(ended.is_none(), "the agent had ended by itself, {ended:?}\n{}", process.log_tail());
+        process.kill();
+    }
+
+    /// The id of the running process.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it was started").pid()
+    }
+
+    /// The sum of all samples of the metric `name`, over their labels; `None` where there is none.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let page = get(self.telemetry_port, "/metrics")?;
+        let values: Vec<f64> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix(name))
+            .filter(|rest| rest.starts_with([' ', '{']))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse().ok())
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    #[track_caller]
+    fn run(&mut self, command: std::process::Command) {
+        assert!(self.process.is_none(), "the agent runs already");
+        let log = self.directory.path().join("agent.log");
+        let process = self.process.insert(Process::start(&self.name, command, &log));
+        // Its state may well be "Kafka is away": that it answers is enough.
+        wait_until(START_DEADLINE, "the agent serves /healthz", || {
+            if let Some(status) = process.exit_status() {
+                panic!("the agent ended, {status}");
+            }
+            get(self.telemetry_port, "/healthz")
+        });
+    }
+}
+
+/// A `[[source.mqtt]]` that takes what `wayside-sim` publishes to `url`, and its streams.
+pub fn mqtt_source(url: &str, version: u8) -> String {
+    format!(
+        "\
+[[source.mqtt]]
+name = \"broker\"
+urls = [\"{url}\"]
+version = {version}
+qos = 1
+[[source.mqtt.route]]
+topic_filter = \"building/+/+/occupancy\"
+decode = \"json\"
+stream = \"occupancy\"
+value = \"raw\"
+device_pointer = \"/device\"
+time_pointer = \"/time\"
+seq_pointer = \"/seq\"
+[[source.mqtt.route]]
+topic_filter = \"traffic/+/position\"
+decode = \"json\"
+stream = \"vehicle-positions\"
+value = \"raw\"
+device_pointer = \"/device\"
+time_pointer = \"/time\"
+seq_pointer = \"/seq\"
+[[stream]]
+name = \"occupancy\"
+partitions = 4
+[[stream]]
+name = \"vehicle-positions\"
+partitions = 4
+"
+    )
+}
+
+/// A `[[source.serial]]` on the line at `path`.
+pub fn serial_source(name: &str, path: &Path, protocol: &str) -> String {
+    format!(
+        "\
+[[source.serial]]
+name = \"{name}\"
+path = \"{}\"
+protocol = \"{protocol}\"
+baud = 115200
+",
+        path.display()
+    )
+}
+
+/// The body of `http://127.0.0.1:port/path`, whatever the status; `None` when nobody answers.
+fn get(port: u16, path: &str) -> Option<String> {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+    connection.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(connection, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    Some(body.to_owned())
+}

@@ -1,0 +1,29 @@
+//! A serial line that damages what it carries.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use wayside_tests::agent::{self, Agent};
+use wayside_tests::kafka;
+use wayside_tests::sim::{self, Load};
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+#[test]
+#[ignore = "needs Kafka: tests/run"]
+fn flipped_dropped_and_inserted_bytes_on_a_line_cost_resends_and_nothing_else() {
+    let cluster = kafka::shared();
+    let directory = tempfile::tempdir().unwrap();
+    let line = directory.path().join("line");
+    let arguments =
+        ["occupancy", "--devices", "8", "--rate", "200", "--duration", "10s", "--noise", "0.001", "--serial"];
+    let mut load = Load::start(arguments.iter().map(OsStr::new).chain([line.as_os_str()]));
+    let mut agent =
+        Agent::new("noise", &cluster.bootstrap_servers(), &agent::serial_source("line", &line, "native"));
+    agent.start();
+    let summary = load.finish(DEADLINE);
+    assert!(summary["resent"].as_u64().unwrap() > 0, "the line was not noisy: {summary}");
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(1_500);
+    agent.stop();
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(1_500);
+}

@@ -1,0 +1,10 @@
+//! The system tests: Wayside's binaries between real servers. `tests/run` gives them what they need.
+#![allow(clippy::disallowed_methods, reason = "the system tests run on the machine's own clock")]
+#![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
+
+mod ack_order;
+mod crash;
+mod delivery;
+mod journey;
+mod noise;
+mod servers;
