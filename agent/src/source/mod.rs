@@ -118,6 +118,11 @@ impl Intake {
         self.submit_reserved(room, records)
     }
 
+    /// Takes the room that `records` need, if it is there now and nobody waits for it.
+    pub fn try_reserve(&self, records: &[Record]) -> Option<Reservation> {
+        Arc::clone(&self.bytes).try_acquire_many_owned(self.share(records)).ok().map(Reservation)
+    }
+
     /// Waits for the room that `records` need. The future owns all it needs, so that a source can wait for room and for
     /// acknowledgements at once; dropping it gives the place in the queue back.
     ///
@@ -127,11 +132,14 @@ impl Intake {
         &self,
         records: &[Record],
     ) -> impl Future<Output = Result<Reservation, IntakeClosed>> + Send + use<> {
+        let (bytes, share) = (Arc::clone(&self.bytes), self.share(records));
+        async move { bytes.acquire_many_owned(share).await.map(Reservation).map_err(|_| IntakeClosed) }
+    }
+
+    fn share(&self, records: &[Record]) -> u32 {
         let size_bytes: usize = records.iter().map(Record::size_bytes).sum();
         // A frame larger than the whole bound passes alone instead of never.
-        let share = u32::try_from(size_bytes.min(self.limit_bytes)).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes);
-        async move { bytes.acquire_many_owned(share).await.map(Reservation).map_err(|_| IntakeClosed) }
+        u32::try_from(size_bytes.min(self.limit_bytes)).unwrap_or(u32::MAX)
     }
 
     /// Hands over `records` in the room that [`Intake::reserve`] found for them.

@@ -174,19 +174,28 @@ impl FakePipeline {
 
     /// Waits until the source's metrics have the line `line`.
     pub(crate) async fn metric(&self, line: &str) {
+        self.metric_where(line, |l| l == line).await;
+    }
+
+    /// Waits until the source's metrics have a line that starts with `start`.
+    pub(crate) async fn metric_like(&self, start: &str) {
+        self.metric_where(start, |l| l.starts_with(start)).await;
+    }
+
+    async fn metric_where(&self, what: &str, wanted: impl Fn(&str) -> bool) {
         let mut text = String::new();
         let found = timeout(DEADLINE, async {
             loop {
                 text.clear();
                 prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("encodes");
-                if text.lines().any(|l| l == line) {
+                if text.lines().any(&wanted) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
         if found.await.is_err() {
-            panic!("no line {line} in\n{text}");
+            panic!("no line {what} in\n{text}");
         }
     }
 

@@ -359,7 +359,7 @@ impl Source {
         connection: &mut Connection,
         room: &mut Room,
         subscribe_at: &mut Monotonic,
-    ) -> Result<(), ConnectionError> {
+    ) -> Result<(), Ended> {
         let (now, received) = (self.context.clock.monotonic(), self.context.clock.wall());
         let outcome = loop {
             let packet = match connection.packet() {
@@ -395,12 +395,15 @@ impl Source {
         };
         // What came before an error counts.
         if !self.group.records.is_empty() {
-            *room = Some(Box::pin(self.context.intake.reserve(&self.group.records)));
+            match self.context.intake.try_reserve(&self.group.records) {
+                Some(reservation) => self.submit(reservation)?,
+                None => *room = Some(Box::pin(self.context.intake.reserve(&self.group.records))),
+            }
         } else if !self.group.answers.is_empty() {
             self.deliveries.submitted(None, self.group.answers.drain(..));
             self.deliveries.answer(&mut connection.writer);
         }
-        outcome
+        outcome.map_err(Ended::Lost)
     }
 
     fn take_message(&mut self, now: Monotonic, received: Received, publish: Publish) {

@@ -26,6 +26,7 @@ use tokio::{
 };
 use tokio_serial::{SerialPortBuilder, SerialStream};
 use tracing::{debug, info, warn};
+use wayside_protocol::link::ACK_DELAY_US;
 
 use self::{
     line::{Line, Now},
@@ -37,6 +38,7 @@ use crate::{
     config::{FlowControl, Parity, SerialProtocol, SerialSource},
     decode::nmea::NmeaRoute,
     env::Monotonic,
+    record::Record,
 };
 
 /// Longest time that a shutdown waits for acknowledgements, and for the port to take them.
@@ -127,7 +129,7 @@ impl From<IntakeClosed> for Ended {
 
 /// Records that wait for room, and the wait.
 struct Waiting {
-    records: Vec<crate::record::Record>,
+    records: Vec<Record>,
     reservation: Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>,
 }
 
@@ -218,16 +220,19 @@ impl Source {
         loop {
             let now = self.now();
             self.line.expire(now);
-            self.reserve();
+            self.submit_queue()?;
             self.line.set_room(now, self.room.is_none());
             if outbound.is_empty() {
                 self.line.transmit(now, &mut outbound);
             }
             self.count(now);
             let mut wake_at = now.monotonic + IDLE;
+            if drained_at.is_some() && self.room.is_none() && self.line.unacknowledged() == 0 {
+                let last_answers_at = now.monotonic + Duration::from_micros(2 * ACK_DELAY_US);
+                drained_at = drained_at.min(Some(last_answers_at));
+            }
             if let Some(deadline) = drained_at {
-                let answered = self.room.is_none() && self.line.unacknowledged() == 0;
-                if answered || now.monotonic >= deadline {
+                if now.monotonic >= deadline {
                     // A port that does not take them is no reason to stay: the device sends its readings again.
                     let _ = timeout(DRAIN_TIMEOUT, write.write_all_buf(&mut outbound)).await;
                     info!(source = self.name, port = self.port, "port closed");
@@ -253,7 +258,7 @@ impl Source {
                     let now = self.now();
                     self.line.acknowledged(now, acknowledgement?);
                 }
-                reservation = reserved(&mut self.room) => self.submit(reservation?)?,
+                reservation = reserved(&mut self.room) => self.submit_waiting(reservation?)?,
                 written = write.write_buf(&mut outbound), if !outbound.is_empty() => {
                     if written? == 0 {
                         return Err(io::Error::from(io::ErrorKind::WriteZero).into());
@@ -277,21 +282,34 @@ impl Source {
         }
     }
 
-    /// Begins to wait for room for what has come.
-    fn reserve(&mut self) {
-        if self.room.is_none() {
-            let records = self.line.take();
-            if !records.is_empty() {
-                let reservation = Box::pin(self.context.intake.reserve(&records));
-                self.room = Some(Waiting { records, reservation });
-            }
+    /// Submits what has come, or begins to wait for room for it.
+    fn submit_queue(&mut self) -> Result<(), IntakeClosed> {
+        if self.room.is_some() {
+            return Ok(());
+        }
+        let records = self.line.take();
+        if records.is_empty() {
+            return Ok(());
+        }
+        if let Some(reservation) = self.context.intake.try_reserve(&records) {
+            return self.submit(reservation, records);
+        }
+        let reservation = Box::pin(self.context.intake.reserve(&records));
+        self.room = Some(Waiting { records, reservation });
+        Ok(())
+    }
+
+    /// Submits what had to wait.
+    fn submit_waiting(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
+        match self.room.take() {
+            Some(waiting) => self.submit(reservation, waiting.records),
+            None => Ok(()),
         }
     }
 
-    fn submit(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
-        let Some(waiting) = self.room.take() else { return Ok(()) };
-        waiting.records.iter().for_each(|record| self.context.counters.record(record));
-        let ticket = self.context.intake.submit_reserved(reservation, waiting.records)?;
+    fn submit(&mut self, reservation: Reservation, records: Vec<Record>) -> Result<(), IntakeClosed> {
+        records.iter().for_each(|record| self.context.counters.record(record));
+        let ticket = self.context.intake.submit_reserved(reservation, records)?;
         self.line.submitted(ticket);
         Ok(())
     }
@@ -299,19 +317,24 @@ impl Source {
     /// Submits what came before the port went.
     async fn submit_rest(&mut self) -> Result<(), IntakeClosed> {
         loop {
-            self.reserve();
+            self.submit_queue()?;
             if self.room.is_none() {
                 return Ok(());
             }
             let reservation = reserved(&mut self.room).await?;
-            self.submit(reservation)?;
+            self.submit_waiting(reservation)?;
         }
     }
 
     fn count(&mut self, now: Now) {
         self.noise += self.line.count(&mut self.context.counters);
         if self.noise > 0 && now.monotonic >= self.noise_at {
-            warn!(source = self.name, port = self.port, count = self.noise, "the line brings what is no frame");
+            warn!(
+                source = self.name,
+                port = self.port,
+                count = self.noise,
+                "the line brings what is no frame"
+            );
             self.noise = 0;
             self.noise_at = now.monotonic + NOISE_INTERVAL;
         }

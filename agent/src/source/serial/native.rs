@@ -156,7 +156,11 @@ impl Queue {
         let (source, uid) = (&config.source, format!("{uid:016x}"));
         info!(source, device = uid, boot, firmware, "a device greets");
         if catalog_hash != CATALOG_HASH {
-            warn!(source, device = uid, "the device knows other schemas; what is unknown is kept as it comes");
+            warn!(
+                source,
+                device = uid,
+                "the device knows other schemas; what is unknown is kept as it comes"
+            );
         }
         self.greetings.push(device);
     }
@@ -187,7 +191,8 @@ impl Queue {
         if self.progress.len() >= DEVICES_MAX && !self.progress.contains_key(&uid) {
             return;
         }
-        let progress = self.progress.entry(uid).or_insert(Progress { boot, delivered: through, committed: None });
+        let progress =
+            self.progress.entry(uid).or_insert(Progress { boot, delivered: through, committed: None });
         if progress.boot != boot {
             *progress = Progress { boot, delivered: through, committed: None };
         }
