@@ -59,9 +59,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
-            // The demo's MQTT broker calls every client that was killed an error.
+            // The demo's MQTT broker calls every client that was killed an error, and librdkafka every end of a
+            // partition; the verifier reports what is one.
             tracing_subscriber::EnvFilter::try_from_env("WAYSIDE_SIM_LOG")
-                .unwrap_or_else(|_| "warn,rumqttd=off".into()),
+                .unwrap_or_else(|_| "warn,rumqttd=off,rdkafka=off".into()),
         )
         .init();
     run(command).unwrap_or_else(|error| {
@@ -76,7 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match command {
             Command::Occupancy(args) => Box::pin(building::run(args)).await,
             Command::Traffic(args) => Box::pin(traffic::run(args)).await,
@@ -85,7 +86,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Replay(args) => Box::pin(replay::run(args)).await,
             Command::Verify(args) => Box::pin(verify::run(args)).await,
         }
-    })
+    });
+    // A demo that was interrupted while it verified does not wait for the verifier.
+    runtime.shutdown_background();
+    outcome
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -21,6 +21,8 @@ use tokio::{
 
 /// How long the agent may take to end by itself.
 const STOP_MAX: Duration = Duration::from_secs(20);
+/// How long the kernel may take to end it.
+const KILL_MAX: Duration = Duration::from_secs(5);
 /// How long it may take to answer on the loopback.
 const HEALTH_TIMEOUT: Duration = Duration::from_millis(500);
 /// What is shown of its log when it died.
@@ -166,6 +168,25 @@ impl Agent {
     pub(super) async fn health(&self) -> Option<Health> {
         self.pid()?;
         timeout(HEALTH_TIMEOUT, get_health(self.telemetry_port)).await.ok()?.ok()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            kill_and_wait(child);
+        }
+    }
+}
+
+/// Kills a child and waits until it is gone, so that it writes no file into a directory that is about to go. Blocks for the
+/// moment that this takes.
+pub(super) fn kill_and_wait(child: &mut Child) {
+    // It may be gone already.
+    let _ = child.start_kill();
+    let deadline = Instant::now() + KILL_MAX;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context, ensure};
 use tokio::process::{Child, Command};
 
+use super::agent::kill_and_wait;
+
 /// What a load is to be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LoadPlan {
@@ -80,6 +82,12 @@ impl Load {
         let printed = std::fs::read_to_string(self.ledger.with_extension("log")).unwrap_or_default();
         ensure!(status.success(), "the load of {} failed ({status}):\n{printed}", self.plan.name);
         Ok(true)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        kill_and_wait(&mut self.child);
     }
 }
 

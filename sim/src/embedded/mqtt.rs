@@ -113,7 +113,7 @@ mod tests {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         while received.len() < count {
             let event = tokio::time::timeout_at(deadline, events.poll()).await;
-            let event = event.unwrap_or_else(|_| panic!("{} of {count} arrived", received.len()));
+            let Ok(event) = event else { panic!("{} of {count} arrived", received.len()) };
             if let Event::Incoming(Packet::Publish(publish)) = event.unwrap() {
                 received.push(publish);
             }
