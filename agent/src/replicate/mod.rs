@@ -18,9 +18,12 @@
 //! Only a record that Kafka can never take: sent alone it was refused for its size, its timestamp (also with the
 //! receive time instead) or its contents. It would hold up all others for ever. It is counted by reason and logged.
 //!
-//! # Known weakness
+//! # Known weaknesses
 //! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
 //! stay in flight; once they fill `in_flight_bytes`, the other partitions wait too. Their data is safe in the log.
+//!
+//! Kafka's retention by time goes by the record's timestamp, which is the event time. What a device with a clock far in
+//! the past sends may be deleted soon after it arrived; `message.timestamp.type=LogAppendTime` on the topic avoids it.
 
 pub mod cluster;
 pub mod cursor;
@@ -34,7 +37,7 @@ pub mod simulated;
 mod topic;
 mod topics;
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc};
 
 pub use cluster::Cluster;
 pub use cursor::Cursor;
@@ -42,9 +45,44 @@ pub use driver::{Replicate, Summary, run};
 pub use kafka::KafkaCluster;
 pub use metrics::{HealthSnapshot, ReplicateHealth, ReplicateMetrics};
 pub use properties::{PROTECTED_PROPERTIES, check_properties};
-pub use replicator::{LogEnd, PartitionsOf, ReadRequest, Replicator, Settings};
+pub use replicator::Replicator;
 
-use crate::log::{EntrySeq, ReadOutcome};
+use crate::{
+    log::{EntrySeq, ReadOutcome},
+    record::{Offset, PartitionId, StreamName},
+};
+
+/// Partitions of a stream, by its name.
+pub type PartitionsOf = Arc<dyn Fn(&str) -> NonZeroU16 + Send + Sync>;
+
+/// What the replicator is told once.
+#[derive(Clone)]
+pub struct Settings {
+    /// First part of every topic.
+    pub environment: String,
+    /// Partitions that a stream's topic must have.
+    pub partitions: PartitionsOf,
+    /// Bytes of records that may be in memory on their way to Kafka.
+    pub in_flight_bytes: usize,
+}
+
+/// What the log holds when replication starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Sequence number of the next entry that the log will append.
+    pub next: EntrySeq,
+    /// Per (stream, partition) the offset of the next record that the log will append. May be empty, for metrics only.
+    pub offsets: BTreeMap<(StreamName, PartitionId), Offset>,
+}
+
+/// Entries to be read from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The first one.
+    pub from: EntrySeq,
+    /// About how many bytes of records.
+    pub limit_bytes: usize,
+}
 
 /// The log cannot answer now: it is shutting down or busy with damage. The replicator asks again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

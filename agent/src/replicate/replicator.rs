@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    num::NonZeroU16,
     sync::Arc,
     time::Duration,
 };
@@ -10,6 +9,7 @@ use std::{
 use slab::Slab;
 
 use super::{
+    LogEnd, ReadRequest, Settings,
     cluster::{
         Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Token, TopicOutcome,
     },
@@ -34,38 +34,6 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 
 /// Most that is read from the log at once, in bytes: the log's thread commits between reads.
 const READ_BYTES_MAX: usize = 256 * 1024;
-
-/// Partitions of a stream, by its name.
-pub type PartitionsOf = Arc<dyn Fn(&str) -> NonZeroU16 + Send + Sync>;
-
-/// What the replicator is told once.
-#[derive(Clone)]
-pub struct Settings {
-    /// First part of every topic.
-    pub environment: String,
-    /// Partitions that a stream's topic must have.
-    pub partitions: PartitionsOf,
-    /// Bytes of records that may be in memory on their way to Kafka.
-    pub in_flight_bytes: usize,
-}
-
-/// What the log holds when replication starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogEnd {
-    /// Sequence number of the next entry that the log will append.
-    pub next: EntrySeq,
-    /// Per (stream, partition) the offset of the next record that the log will append. May be empty, for metrics only.
-    pub offsets: BTreeMap<(StreamName, PartitionId), Offset>,
-}
-
-/// Entries to be read from the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadRequest {
-    /// The first one.
-    pub from: EntrySeq,
-    /// About how many bytes of records.
-    pub limit_bytes: usize,
-}
 
 /// An entry that was taken and is not fully acknowledged.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Tests of the decisions: every order of commits, reads, failures and restarts keeps the promises.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, num::NonZeroU16};
 
 use proptest::prelude::*;
 
