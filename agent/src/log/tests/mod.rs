@@ -324,3 +324,24 @@ fn a_running_log_can_be_inspected() {
     assert_eq!(ids(&read_all(&mut log, EntrySeq(0)).0).len(), 530);
     assert_eq!(inspect::epoch(dir.path(), EpochId(EntrySeq(77))).unwrap(), None);
 }
+
+#[test]
+fn a_checkpoint_tells_the_offsets_at_its_place_and_not_those_of_later_groups() {
+    let disk = SimulatedDisk::new();
+    let store = disk.open().with_epoch_bytes(1_000);
+    let (mut log, _) = Log::open(Box::new(store), LogOptions::default(), metrics()).unwrap();
+    // One sync over many epochs, of which the disk takes the first few.
+    for n in 0..10 {
+        log.append(vec![batch("vehicle", 0, n * 60..n * 60 + 60)]);
+    }
+    disk.set_capacity_bytes(Some(5_000));
+    assert!(log.sync().unwrap_err().is_no_space());
+    assert!(log.stats().epochs > 1);
+    drop(log);
+    disk.crash(0);
+    disk.set_capacity_bytes(None);
+    let (mut log, _) = open_simulated(&disk);
+    let read = ids(&read_all(&mut log, EntrySeq(0)).0).len();
+    assert!((60..600).contains(&read));
+    assert_eq!(commit(&mut log, 600..601)[0].batches[0].base_offset, Offset(i64::try_from(read).unwrap()));
+}

@@ -208,3 +208,17 @@ fn read_on(store: &mut SledStore, epoch: EpochId, mut next: EntrySeq) -> EntrySe
         next = last.seq.next();
     }
 }
+
+#[test]
+fn sled_writes_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    store.create(id(0)).unwrap();
+    for seq in 0..400 {
+        store.append(EntrySeq(seq), &[7; 16 * 1024]).unwrap();
+        store.sync().unwrap();
+    }
+    let (written, stored) = (400 * 16 * 1024, store.size_bytes());
+    assert!(stored < written * 13 / 10, "{stored} bytes for {written}: sled rewrites its leaves");
+    assert_eq!(fs::read_dir(dir.path().join("e-0000000000000000/blobs")).unwrap().count(), 0);
+}
