@@ -97,7 +97,7 @@ impl Cable {
         rustix::io::ioctl_fionbio(&master, true).expect("not blocking");
         let name = ptsname(&master, Vec::new()).expect("a name");
         symlink(name.to_str().expect("UTF-8"), path).expect("a link");
-        Self { master: AsyncFd::new(master).expect("registers") }
+        Self { master: AsyncFd::register(master).expect("registers") }
     }
 
     async fn write(&self, mut bytes: &[u8]) {
