@@ -315,3 +315,113 @@ impl KeepAlive {
         self.pinged_at.map(|at| at + self.interval)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::MqttVersion;
+
+    fn at(ms: u64) -> Monotonic {
+        Monotonic::from_start(Duration::from_millis(ms))
+    }
+
+    fn publish(packet_id: u16) -> Publish {
+        let (topic, payload) = (Bytes::from_static(b"t"), Bytes::from_static(b"p"));
+        Publish { topic, payload, qos: Qos::AtLeastOnce, packet_id, dup: false, retain: false }
+    }
+
+    /// Takes `count` messages in one submission with ticket `ticket`.
+    fn take(deliveries: &mut Deliveries, now: Monotonic, ticket: u64, count: u16) {
+        let answers: Vec<_> = (1..=count)
+            .map(|id| match deliveries.arrive(now, &publish(id)) {
+                Arrival::New(Some(answer)) => answer,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        deliveries.submitted(Some(Ticket(ticket)), answers);
+    }
+
+    fn acknowledge(deliveries: &mut Deliveries, ticket: u64) {
+        let mut writer = Writer::new(MqttVersion::V3);
+        deliveries.acknowledged(Acknowledgement::for_test(Ticket(ticket)), &mut writer);
+    }
+
+    #[test]
+    fn a_broker_that_falls_silent_at_its_limit_is_answered_early() {
+        let mut deliveries = Deliveries::new(2048);
+        take(&mut deliveries, at(0), 1, 19);
+        assert_eq!(deliveries.urge_at(), None, "no broker has so low a limit");
+        take(&mut deliveries, at(10), 2, 1);
+        assert_eq!(deliveries.urge_at(), Some(at(13)), "after a silence");
+        deliveries.urged();
+        assert_eq!(deliveries.urge_at(), None, "asked once");
+    }
+
+    #[test]
+    fn a_limit_that_was_passed_before_is_no_reason_to_hurry() {
+        let mut deliveries = Deliveries::new(2048);
+        take(&mut deliveries, at(0), 1, 50);
+        acknowledge(&mut deliveries, 1);
+        take(&mut deliveries, at(10), 2, 49);
+        assert_eq!(deliveries.urge_at(), None);
+        take(&mut deliveries, at(11), 3, 1);
+        assert_eq!(deliveries.urge_at(), Some(at(14)));
+        acknowledge(&mut deliveries, 3);
+        deliveries.disconnected();
+        take(&mut deliveries, at(20), 4, 20);
+        assert!(deliveries.urge_at().is_some(), "another connection may have another limit");
+    }
+
+    #[test]
+    fn at_receive_maximum_there_is_nothing_to_wait_for() {
+        let mut deliveries = Deliveries::new(5);
+        take(&mut deliveries, at(7), 1, 5);
+        assert_eq!(deliveries.urge_at(), Some(at(7)));
+    }
+
+    #[test]
+    fn an_acknowledgement_of_an_old_connection_answers_nothing_on_a_new_one() {
+        let mut deliveries = Deliveries::new(100);
+        take(&mut deliveries, at(0), 1, 3);
+        deliveries.disconnected();
+        let mut writer = Writer::new(MqttVersion::V3);
+        deliveries.acknowledged(Acknowledgement::for_test(Ticket(1)), &mut writer);
+        assert!(writer.is_empty());
+    }
+
+    #[test]
+    fn pings_come_before_the_broker_loses_patience_and_silence_is_noticed() {
+        let mut keep_alive = KeepAlive::new(Duration::from_secs(4), at(0));
+        assert_eq!((keep_alive.ping_at(), keep_alive.dead_at()), (Some(at(3000)), None));
+        keep_alive.sent(at(1000));
+        assert_eq!(keep_alive.ping_at(), Some(at(4000)), "an acknowledgement is a sign of life");
+        keep_alive.pinged(at(4000));
+        assert_eq!((keep_alive.ping_at(), keep_alive.dead_at()), (None, Some(at(8000))));
+        keep_alive.received();
+        assert_eq!((keep_alive.ping_at(), keep_alive.dead_at()), (Some(at(7000)), None));
+    }
+
+    #[test]
+    fn a_broker_without_keep_alive_is_not_pinged() {
+        assert_eq!(KeepAlive::new(Duration::ZERO, at(0)).ping_at(), None);
+    }
+
+    #[test]
+    fn filters_are_asked_for_once_and_until_granted() {
+        let mut writer = Writer::new(MqttVersion::V5);
+        let mut subscriptions = Subscriptions::new(["a", "b", "a"]);
+        subscriptions.ask(Qos::AtLeastOnce, &mut writer);
+        assert!(subscriptions.is_asked() && !subscriptions.is_incomplete());
+        assert_eq!(subscriptions.answered(99, vec![]), [], "not the answer to ours");
+        let refusals = subscriptions.answered(1, vec![Ok(Qos::AtLeastOnce)]);
+        assert_eq!(refusals[0].filter, "b", "no code is no grant");
+        assert!(subscriptions.is_incomplete());
+        subscriptions.ask(Qos::AtLeastOnce, &mut writer);
+        assert_eq!(subscriptions.answered(2, vec![Ok(Qos::AtMostOnce)]), []);
+        assert!(!subscriptions.is_incomplete());
+        subscriptions.session_lost();
+        assert!(subscriptions.is_incomplete());
+    }
+}

@@ -423,3 +423,90 @@ impl Writer {
 fn fits<E: std::fmt::Debug>(written: Result<usize, E>) {
     debug_assert!(written.is_ok(), "{written:?}");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Backoff;
+
+    fn reader(version: MqttVersion) -> Reader {
+        Reader::new(&MqttSource {
+            name: "test".into(),
+            brokers: Vec::new(),
+            version,
+            client_id: "test".into(),
+            qos: Qos::AtLeastOnce,
+            keep_alive: Duration::from_secs(30),
+            session_expiry_s: 0,
+            receive_maximum: 10,
+            max_packet_bytes: 64,
+            reconnect: Backoff { min: Duration::ZERO, max: Duration::ZERO },
+            routes: Vec::new(),
+        })
+    }
+
+    fn packets(version: MqttVersion, chunks: &[&[u8]]) -> Vec<Packet> {
+        let (mut reader, mut buffer, mut packets) = (reader(version), BytesMut::new(), Vec::new());
+        for chunk in chunks {
+            buffer.extend_from_slice(chunk);
+            while let Ok(Some(packet)) = reader.next(&mut buffer) {
+                packets.push(packet);
+            }
+        }
+        packets
+    }
+
+    /// A QoS 1 PUBLISH of MQTT 5 to `t` with id 7.
+    fn publish(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = BytesMut::new();
+        let mut publish = v5::v5::Publish::new("t", v5::QoS::AtLeastOnce, payload.to_vec(), None);
+        publish.pkid = 7;
+        publish.write(&mut bytes).expect("fits");
+        bytes.to_vec()
+    }
+
+    #[test]
+    fn a_stream_reads_the_same_in_any_chunks_with_oversize_messages_in_it() {
+        let stream = [publish(b"small"), publish(&[b'x'; 1000]), publish(b"again"), vec![0xd0, 0]].concat();
+        let whole = packets(MqttVersion::V5, &[&stream]);
+        assert_eq!(whole.len(), 4);
+        assert!(
+            matches!(&whole[1], Packet::Oversize { publish, size_bytes: 1008 } if publish.packet_id == 7)
+        );
+        assert_eq!(whole[3], Packet::PingResp);
+        let bytes: Vec<&[u8]> = stream.chunks(1).collect();
+        assert_eq!(packets(MqttVersion::V5, &bytes), whole);
+    }
+
+    #[test]
+    fn a_disconnect_without_a_reason_is_one() {
+        let packets = packets(MqttVersion::V5, &[&[0xe0, 0]]);
+        assert_eq!(packets, [Packet::Disconnect("NormalDisconnection".into())]);
+    }
+
+    #[test]
+    fn a_topic_alias_that_nobody_allowed_is_malformed() {
+        let alias = [0x30, 6, 0, 0, 3, 0x23, 0, 1];
+        assert!(reader(MqttVersion::V5).next(&mut BytesMut::from(&alias[..])).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(
+            kind in any::<u8>(),
+            body in proptest::collection::vec(prop_oneof![0..48_u8, any::<u8>()], 0..60),
+        ) {
+            let length = u8::try_from(body.len()).expect("short");
+            let stream = [&[kind, length], &body[..]].concat();
+            for version in [MqttVersion::V3, MqttVersion::V5] {
+                packets(version, &[&stream]);
+            }
+        }
+    }
+}

@@ -97,7 +97,12 @@ impl Cable {
         rustix::io::ioctl_fionbio(&master, true).expect("not blocking");
         let name = ptsname(&master, Vec::new()).expect("a name");
         symlink(name.to_str().expect("UTF-8"), path).expect("a link");
-        Self { master: AsyncFd::new(master).expect("registers") }
+        #[allow(
+            deprecated,
+            reason = "its successor is unsafe; an `OwnedFd` stays open as long as it is registered"
+        )]
+        let master = AsyncFd::new(master).expect("registers");
+        Self { master }
     }
 
     async fn write(&self, mut bytes: &[u8]) {
