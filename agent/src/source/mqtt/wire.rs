@@ -475,7 +475,7 @@ mod tests {
         let whole = packets(MqttVersion::V5, &[&stream]);
         assert_eq!(whole.len(), 4);
         assert!(
-            matches!(&whole[1], Packet::Oversize { publish, size_bytes: 1008 } if publish.packet_id == 7)
+            matches!(&whole[1], Packet::Oversize { publish, size_bytes: 1009 } if publish.packet_id == 7)
         );
         assert_eq!(whole[3], Packet::PingResp);
         let bytes: Vec<&[u8]> = stream.chunks(1).collect();
