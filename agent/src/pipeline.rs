@@ -125,7 +125,7 @@ pub async fn run(
         next_seq_min: cursor.map_or_else(Default::default, |cursor| cursor.next),
         ..LogOptions::default()
     };
-    let (log, recovery) = Log::open(Box::new(store), options, log_metrics)?;
+    let (log, recovery) = Log::open(Box::new(store), options, log_metrics.clone())?;
     info!(
         epochs = recovery.epochs,
         quarantined = recovery.quarantined.len(),
@@ -135,7 +135,7 @@ pub async fn run(
         "the log is open"
     );
     let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
-    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone());
+    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics);
     let (log_client, log_thread) =
         commit::owner::spawn(owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
 

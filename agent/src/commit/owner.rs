@@ -17,7 +17,7 @@ use tracing::{debug, error};
 use super::{Acknowledgement, PendingCommit, metrics::CommitMetrics};
 use crate::{
     env::{Clock, Monotonic},
-    log::{BatchGroup, Committed, EntrySeq, Log, ReadOutcome},
+    log::{BatchGroup, Committed, EntrySeq, Log, LogMetrics, ReadOutcome},
     replicate::{LogReader, LogUnavailable},
     source::SourceIndex,
 };
@@ -93,6 +93,7 @@ pub(crate) struct Owner {
     feed: Option<mpsc::SyncSender<Arc<BatchGroup>>>,
     unfinished: Option<Unfinished>,
     metrics: CommitMetrics,
+    log_metrics: LogMetrics,
 }
 
 impl Owner {
@@ -102,8 +103,9 @@ impl Owner {
         acknowledgers: Acknowledgers,
         feed: mpsc::SyncSender<Arc<BatchGroup>>,
         metrics: CommitMetrics,
+        log_metrics: LogMetrics,
     ) -> Self {
-        Self { log, acknowledgers, feed: Some(feed), unfinished: None, metrics }
+        Self { log, acknowledgers, feed: Some(feed), unfinished: None, metrics, log_metrics }
     }
 
     /// When [`retry`](Self::retry) is due.
@@ -142,9 +144,13 @@ impl Owner {
     /// Tries the unfinished commit.
     fn retry(&mut self, now: Monotonic, clock: &dyn Clock) {
         let Some(mut unfinished) = self.unfinished.take() else { return };
-        match self.log.sync() {
+        let started = clock.monotonic();
+        let synced = self.log.sync();
+        let ended = clock.monotonic();
+        self.log_metrics.observe_sync(ended.since(started));
+        match synced {
             Ok(committed) => {
-                self.metrics.committed(clock.monotonic().since(unfinished.pending.oldest));
+                self.metrics.committed(ended.since(unfinished.pending.oldest));
                 self.finish(unfinished, committed);
             }
             Err(cause) => {

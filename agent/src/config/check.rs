@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     decode::topic::TopicPattern,
+    log::RECORD_BYTES_MAX,
     record::{DeviceId, StreamName},
     replicate::check_properties,
 };
