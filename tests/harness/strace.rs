@@ -92,7 +92,7 @@ impl Trace {
         wait_until(Duration::from_secs(30), "strace has written all", || {
             let text = std::fs::read_to_string(path).expect("strace wrote its file");
             let is_end = |line: &str| line.replace("  ", " ").starts_with(&end);
-            text.lines().rev().take(5).any(is_end).then(|| Self::parse(&text))
+            text.lines().rev().any(is_end).then(|| Self::parse(&text))
         })
     }
 
