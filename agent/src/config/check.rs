@@ -131,7 +131,7 @@ impl TryFrom<RawConfig> for Config {
                 "log.record_bytes_max",
                 raw.log.record_bytes_max.into(),
                 1 << 10,
-                64 << 10,
+                RECORD_BYTES_MAX as u64,
             ),
             compression: check.compression("commit.compression", &raw.commit.compression),
         };

@@ -214,7 +214,8 @@ impl Source {
             let mut wake_at = now + IDLE;
             if let Some(deadline) = drained_at {
                 if room.is_none() && self.deliveries.unacknowledged() == 0 || now >= deadline {
-                    return Ok(self.hang_up(connection).await);
+                    self.hang_up(connection).await;
+                    return Ok(());
                 }
                 wake_at = wake_at.min(deadline);
             }
