@@ -217,6 +217,8 @@ pub(crate) async fn drive(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use bytes::Bytes;
     use tokio::sync::Semaphore;
 
@@ -235,6 +237,9 @@ mod tests {
         })
     }
 
+    /// The bound of the intake, of which every submission holds a share.
+    static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(1000)));
+
     /// Submits one record of `size_bytes` by source 0 at `now`.
     fn push(commit: &mut GroupCommit, now: Monotonic, ticket: u64, size_bytes: usize) {
         let record = Record {
@@ -247,7 +252,7 @@ mod tests {
             device_seq: None,
             headers: Vec::new(),
         };
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let permit = Arc::clone(&ROOM).try_acquire_owned().unwrap();
         let submission =
             Submission { source: SourceIndex(0), ticket: Ticket(ticket), records: vec![record], permit };
         commit.push(now, submission, |_| NonZeroU16::MIN);

@@ -63,8 +63,6 @@ pub(super) struct Deliveries {
     known: BTreeMap<u16, u64>,
     /// QoS 2 messages of this connection whose PUBREL is outstanding: they count against the broker's limit.
     unreleased: usize,
-    /// Most in flight on this connection: the broker's limit is not lower.
-    peak: usize,
     last_ticket: Ticket,
     last_acknowledgement: Option<Acknowledgement>,
     arrived_at: Monotonic,
@@ -79,7 +77,6 @@ impl Deliveries {
             waiting: Unacknowledged::default(),
             known: BTreeMap::new(),
             unreleased: 0,
-            peak: 0,
             last_ticket: Ticket::default(),
             last_acknowledgement: None,
             arrived_at: Monotonic::default(),
@@ -93,7 +90,6 @@ impl Deliveries {
             self.known.insert(answer.packet_id, answer.digest);
         }
         self.unreleased = 0;
-        self.peak = 0;
         self.urged = false;
     }
 
@@ -125,7 +121,6 @@ impl Deliveries {
         for answer in answers {
             self.waiting.push(self.last_ticket, answer);
         }
-        self.peak = self.peak.max(self.in_flight());
         self.urged = false;
     }
 
@@ -172,7 +167,7 @@ impl Deliveries {
         if self.in_flight() >= self.receive_maximum {
             return Some(self.arrived_at);
         }
-        (self.in_flight() >= self.peak.max(IN_FLIGHT_GUESS)).then(|| self.arrived_at + STALL_AFTER)
+        (self.in_flight() >= IN_FLIGHT_GUESS).then(|| self.arrived_at + STALL_AFTER)
     }
 
     /// The commit was asked for.
@@ -357,21 +352,6 @@ mod tests {
         assert_eq!(deliveries.urge_at(), Some(at(13)), "after a silence");
         deliveries.urged();
         assert_eq!(deliveries.urge_at(), None, "asked once");
-    }
-
-    #[test]
-    fn a_limit_that_was_passed_before_is_no_reason_to_hurry() {
-        let mut deliveries = Deliveries::new(2048);
-        take(&mut deliveries, at(0), 1, 50);
-        acknowledge(&mut deliveries, 1);
-        take(&mut deliveries, at(10), 2, 49);
-        assert_eq!(deliveries.urge_at(), None);
-        take(&mut deliveries, at(11), 3, 1);
-        assert_eq!(deliveries.urge_at(), Some(at(14)));
-        acknowledge(&mut deliveries, 3);
-        deliveries.disconnected();
-        take(&mut deliveries, at(20), 4, 20);
-        assert!(deliveries.urge_at().is_some(), "another connection may have another limit");
     }
 
     #[test]
