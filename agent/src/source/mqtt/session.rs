@@ -338,11 +338,6 @@ mod tests {
         deliveries.submitted(Some(Ticket(ticket)), answers);
     }
 
-    fn acknowledge(deliveries: &mut Deliveries, ticket: u64) {
-        let mut writer = Writer::new(MqttVersion::V3);
-        deliveries.acknowledged(Acknowledgement::for_test(Ticket(ticket)), &mut writer);
-    }
-
     #[test]
     fn a_broker_that_falls_silent_at_its_limit_is_answered_early() {
         let mut deliveries = Deliveries::new(2048);
