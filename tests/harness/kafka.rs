@@ -282,7 +282,8 @@ fn node_properties(id: usize, directory: &Path, ports: &[(u16, u16)]) -> String 
     let (broker, controller) = ports[id - 1];
     let log_directory = directory.join(format!("node{id}"));
     let log_directory = log_directory.display();
-    // Few threads and few internal partitions: three nodes share two cores with the agent under test. Topics are the
+    // Recordings are older than a week, the default retention. Few threads and few internal partitions: three nodes
+    // share two cores with the agent under test. Topics are the
     // agent's to create. The short session makes a killed leader's partitions move within seconds.
     format!(
         "\
@@ -308,6 +309,7 @@ auto.create.topics.enable=false
 num.network.threads=2
 num.io.threads=2
 log.cleaner.dedupe.buffer.size=4194304
+log.retention.ms=-1
 broker.session.timeout.ms=6000
 "
     )
