@@ -25,6 +25,10 @@ use crate::{
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
+/// First interval between writes of the cursor, doubled at each up to `config.cursor_interval`: an agent that is killed
+/// again and again soon after its start gets on nevertheless.
+const CURSOR_INTERVAL_MIN: Duration = Duration::from_millis(250);
+
 /// Everything that replication is given.
 pub struct Replicate {
     /// Groups as they become durable, in order. The sender drops what does not fit the channel; the replicator reads it
@@ -95,8 +99,9 @@ pub fn run(replicate: Replicate) -> io::Result<Summary> {
         keeper: CursorKeeper {
             file,
             durable: cursor.unwrap_or_default(),
-            interval: replicate.config.cursor_interval,
-            due: now + replicate.config.cursor_interval,
+            interval: CURSOR_INTERVAL_MIN.min(replicate.config.cursor_interval),
+            interval_max: replicate.config.cursor_interval,
+            due: now,
         },
         events: Vec::new(),
         pause: PAUSE_MIN,
@@ -120,7 +125,9 @@ struct Driver {
 struct CursorKeeper {
     file: CursorFile,
     durable: Cursor,
+    /// To the next write.
     interval: Duration,
+    interval_max: Duration,
     due: Monotonic,
 }
 
@@ -250,6 +257,7 @@ impl Driver {
         self.reader.trim(cursor.next);
         if result.is_ok() {
             self.keeper.durable = cursor;
+            self.keeper.interval = (self.keeper.interval * 2).min(self.keeper.interval_max);
         }
         result.is_ok()
     }
