@@ -10,7 +10,7 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! [`pipeline`] joins them. Around it: [`config`], [`record`], [`env`], [`telemetry`], [`cli`].
+//! [`pipeline`] joins them. Around it: [`config`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
 
 pub mod batch;
 pub mod cli;

@@ -1,6 +1,7 @@
 //! The journey on one screen: builds the stages, joins them, and drains them in order at shutdown.
 
 use std::{
+    convert::Infallible,
     io,
     sync::{Arc, mpsc::sync_channel},
     thread,
@@ -8,7 +9,7 @@ use std::{
 
 use prometheus_client::registry::Registry;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::{JoinSet, spawn_blocking},
 };
 use tracing::{error, info};
@@ -25,7 +26,7 @@ use crate::{
         BatchGroup, Log, LogError, LogMetrics, LogOptions,
         store::sled::{OpenError, SledOptions, SledStore},
     },
-    replicate::{self, Cursor, KafkaCluster, LogEnd, Replicate, ReplicateMetrics},
+    replicate::{self, CursorFile, KafkaCluster, LogEnd, Replicate, ReplicateMetrics},
     source::{
         self, Intake, SourceContext, SourceIndex,
         metrics::{SourceHealth, SourceMetrics},
@@ -37,10 +38,10 @@ use crate::{
     },
 };
 
-/// Groups that may wait in memory for the replicator: 64 of at most 64 KiB. Beyond, it reads them from the log.
-const FEED_GROUPS_MAX: usize = 64;
+/// Groups that may wait in memory for the replicator, of at most 64 KiB encoded each. Beyond, it reads them from the log.
+const FEED_GROUPS_MAX: usize = 16;
 
-/// Why the agent cannot run. All of these stop it before it takes a frame.
+/// Why the agent cannot run. All but the last stop it before it takes a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// The data directory cannot be used: another agent has it, or the system says no.
@@ -64,6 +65,10 @@ pub enum PipelineError {
     /// The system has no thread for us.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// A thread ended by itself, after the agent was running. Nothing is lost: what Kafka has not acknowledged is in the
+    /// log, and what the log has not, its devices send again. The service manager starts the agent again.
+    #[error("the thread that {0} has ended by a panic")]
+    Panicked(&'static str),
 }
 
 /// A source that is not running yet.
@@ -85,12 +90,12 @@ impl SourceConfig {
 /// they submitted is committed, and Kafka gets `replicate.shutdown_flush_ms` for what is in the log.
 ///
 /// # Errors
-/// [`PipelineError`], before anything was taken from a source.
+/// [`PipelineError`], before anything was taken from a source; [`PipelineError::Panicked`] later.
 pub async fn run(
     config: Config,
     clock: Arc<dyn Clock>,
     entropy: impl Fn() -> Box<dyn Entropy>,
-    stopping: watch::Receiver<bool>,
+    mut asked_to_stop: watch::Receiver<bool>,
 ) -> Result<(), PipelineError> {
     let config = Arc::new(config);
     let mut registry = Registry::with_prefix("wayside");
@@ -119,10 +124,13 @@ pub async fn run(
     // commit: the thread that owns the log. It goes on behind the cursor in any case.
     let cursor_failed = |source| PipelineError::Cursor { dir: config.log.dir.display().to_string(), source };
     let store = SledStore::open(&config.log.dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
-    let cursor = Cursor::load(&config.log.dir.join(replicate::cursor::FILE_NAME)).map_err(cursor_failed)?;
+    let cursor = CursorFile::open(&config.log.dir).map_err(cursor_failed)?;
+    let (next_seq_min, offsets_min) =
+        cursor.1.as_ref().map(|cursor| (cursor.next, cursor.acknowledged.clone())).unwrap_or_default();
     let options = LogOptions {
         compression: config.log.compression,
-        next_seq_min: cursor.map_or_else(Default::default, |cursor| cursor.next),
+        next_seq_min,
+        offsets_min,
         ..LogOptions::default()
     };
     let (log, recovery) = Log::open(Box::new(store), options, log_metrics.clone())?;
@@ -152,15 +160,31 @@ pub async fn run(
         config: config.replicate.clone(),
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
-        dir: config.log.dir.clone(),
+        cursor,
         clock: Arc::clone(&clock),
         entropy: entropy(),
         metrics: replicate_metrics,
     };
+    let (alive, replicate_ended) = oneshot::channel::<Infallible>();
     let replicator = thread::Builder::new()
         .name("wayside-replicate".into())
-        .spawn(move || replicate::run(replicate))
+        .spawn(move || {
+            let _alive = alive; // dropped however the thread ends
+            replicate::run(replicate)
+        })
         .map_err(PipelineError::Thread)?;
+
+    // Stop when asked to, and rather than acknowledge what nobody sends any more.
+    let (stop, stopping) = watch::channel(false);
+    let stop = Arc::new(stop);
+    let stop_all = Arc::clone(&stop);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = asked_to_stop.wait_for(|asked| *asked) => {}
+            _ = replicate_ended => error!("replication has ended by itself; the agent stops"),
+        }
+        stop_all.send_replace(true);
+    });
 
     // source and decode: one task each.
     let mut tasks = JoinSet::new();
@@ -216,6 +240,7 @@ pub async fn run(
 
     // batch and commit: returns when the sources have ended and all that they submitted is durable.
     commit::drive(&config, submitted, log_client.clone(), Arc::clone(&clock)).await;
+    stop.send_replace(true);
     while let Some(ended) = tasks.join_next().await {
         if let Err(cause) = ended {
             error!(%cause, "a source ended by a panic; what it had not acknowledged comes again from its devices");
@@ -230,14 +255,16 @@ pub async fn run(
         (replicated, log_thread.join())
     });
     match joined.await {
-        Ok((Ok(Ok(summary)), Ok(()))) => info!(
-            caught_up = summary.caught_up,
-            backlog_records = summary.lag_records,
-            cursor_is_durable = summary.cursor_is_durable,
-            "stopped"
-        ),
-        Ok((Ok(Err(source)), _)) => return Err(cursor_failed(source)),
-        _ => error!("a thread ended by a panic; the log holds what Kafka has not acknowledged"),
+        Ok((Ok(summary), Ok(()))) => {
+            info!(
+                caught_up = summary.caught_up,
+                backlog_records = summary.lag_records,
+                cursor_is_durable = summary.cursor_is_durable,
+                "stopped"
+            );
+            Ok(())
+        }
+        Ok((Ok(_), Err(_))) => Err(PipelineError::Panicked("owns the log")),
+        _ => Err(PipelineError::Panicked("replicates")),
     }
-    Ok(())
 }

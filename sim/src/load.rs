@@ -24,7 +24,7 @@ const PROGRESS: Duration = Duration::from_millis(250);
 /// Arguments that `occupancy` and `traffic` share.
 #[derive(Debug, clap::Args)]
 pub struct LoadArgs {
-    /// Publish to this broker: mqtt://[user:password@]host[:port]
+    /// Publish to this broker: mqtt://host:port or mqtt://user:password@host:port
     #[arg(long, value_name = "URL", required_unless_present = "serial", conflicts_with = "serial")]
     mqtt: Option<mqtt::BrokerUrl>,
     /// Make a serial line, a pseudo-terminal with this symbolic link, and speak the native protocol on it

@@ -100,7 +100,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn load(path: &Path) -> Result<Config, ExitCode> {
     check::load(path).map_err(|fault| {
-        eprintln!("wayside: {}:\n{fault}", path.display());
+        eprintln!("wayside: {}:\n{:#}", path.display(), anyhow::Error::new(fault));
         ExitCode::from(EXIT_CONFIG)
     })
 }

@@ -167,9 +167,14 @@ impl GroupCommit {
     }
 }
 
+/// Longest time that a shutdown waits for the last commit: a full or failing disk must not keep the agent from ending.
+/// What is not durable by then was not acknowledged either.
+const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Runs [`GroupCommit`] until every source has dropped its intake and all is committed.
 ///
-/// Returns early only if the thread that owns the log has ended, which it does not do by itself.
+/// Returns early if the thread that owns the log has ended, which it does not do by itself, and if the last commit does
+/// not succeed within [`LAST_COMMIT_TIMEOUT`].
 pub(crate) async fn drive(
     config: &config::Config,
     mut events: mpsc::UnboundedReceiver<IntakeEvent>,
@@ -178,17 +183,18 @@ pub(crate) async fn drive(
 ) {
     let mut commit = GroupCommit::new(config.commit);
     let mut under_way: Option<oneshot::Receiver<()>> = None;
-    let mut open = true;
-    while open || !commit.is_idle() {
+    let mut give_up_at: Option<Monotonic> = None;
+    while give_up_at.is_none() || !commit.is_idle() {
         let now = clock.monotonic();
-        let start_in = match commit.next_start(now) {
+        let start_at = match commit.next_start(now) {
             Start::Now => {
                 under_way = Some(owner.commit(commit.start(now)));
                 continue;
             }
-            Start::At(start) => Some(start.since(now)),
+            Start::At(start) => Some(start),
             Start::Wait => None,
         };
+        let wake_at = start_at.into_iter().chain(give_up_at).min();
         tokio::select! {
             biased;
             ended = async { under_way.as_mut().expect("guarded").await }, if under_way.is_some() => {
@@ -199,18 +205,24 @@ pub(crate) async fn drive(
                     return;
                 }
             }
-            event = events.recv(), if open => match event {
+            event = events.recv(), if give_up_at.is_none() => match event {
                 Some(IntakeEvent::Submission(submission)) => {
                     commit.push(clock.monotonic(), submission, |stream| config.partitions(stream));
                 }
                 Some(IntakeEvent::Urge) => commit.urge(),
                 None => {
                     // Nobody is left to hasten it, and nothing more will come.
-                    open = false;
+                    give_up_at = Some(now + LAST_COMMIT_TIMEOUT);
                     commit.urge();
                 }
             },
-            () = tokio::time::sleep(start_in.unwrap_or_default()), if start_in.is_some() => {}
+            () = tokio::time::sleep(wake_at.unwrap_or_default().since(now)), if wake_at.is_some() => {}
+        }
+        if give_up_at.is_some_and(|at| clock.monotonic() >= at) {
+            error!(
+                "the last commit does not succeed; it was not acknowledged and comes again from its devices"
+            );
+            return;
         }
     }
 }

@@ -120,7 +120,7 @@ impl Owner {
                 debug_assert!(self.unfinished.is_none(), "one commit at a time");
                 self.log.append(std::mem::take(&mut pending.batches));
                 self.unfinished = Some(Unfinished { pending, done, retry_at: now, delay: RETRY_MIN });
-                self.retry(now, clock);
+                self.retry(clock);
             }
             Request::Read(from, limit_bytes, answer) => {
                 let outcome = self.log.read(from, limit_bytes).map_err(|cause| {
@@ -142,7 +142,7 @@ impl Owner {
     }
 
     /// Tries the unfinished commit.
-    fn retry(&mut self, now: Monotonic, clock: &dyn Clock) {
+    fn retry(&mut self, clock: &dyn Clock) {
         let Some(mut unfinished) = self.unfinished.take() else { return };
         let started = clock.monotonic();
         let synced = self.log.sync();
@@ -156,7 +156,8 @@ impl Owner {
             Err(cause) => {
                 self.metrics.failed();
                 error!(%cause, retry_in_ms = unfinished.delay.as_millis(), "cannot commit; nothing is acknowledged meanwhile");
-                unfinished.retry_at = now + unfinished.delay;
+                // From the end: a sync that hangs must leave time for the reads that drain the log.
+                unfinished.retry_at = ended + unfinished.delay;
                 unfinished.delay = (unfinished.delay * 2).min(RETRY_MAX);
                 self.unfinished = Some(unfinished);
             }
@@ -200,7 +201,7 @@ impl Owner {
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
             if self.retry_at().is_some_and(|retry_at| retry_at <= now) {
-                self.retry(now, clock);
+                self.retry(clock);
             }
         }
         if self.unfinished.is_some() {

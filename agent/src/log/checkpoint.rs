@@ -13,7 +13,7 @@
 //! The parts joined are postcard (see [`super::group`] for its types):
 //! | field | type | meaning |
 //! |-------|------|---------|
-//! | boot | u64 | starts of the agent so far; grows with each |
+//! | boot | u64 | starts that committed something, this one included |
 //! | offset_floor | i64 | next offset of every partition that is not listed |
 //! | streams | list of (string, list of (i32, i64)) | by stream and partition the next offset |
 //! | sections | list of (u16, bytes) | tagged additions; a reader skips tags that it does not know. None yet |
@@ -50,6 +50,12 @@ impl NextOffsets {
         Self { floor: Offset(floor), known: BTreeMap::new() }
     }
 
+    /// The least end for which [`beyond`](Self::beyond) gives out no offset below `offset`.
+    pub(super) fn end_beyond(offset: Offset) -> EntrySeq {
+        let factor = u64::try_from(RECORDS_PER_GROUP_MAX).expect("fits");
+        EntrySeq(u64::try_from(offset.0).unwrap_or(0).div_ceil(factor))
+    }
+
     /// Next offset of a partition.
     pub(super) fn next(&self, key: &(StreamName, PartitionId)) -> Offset {
         self.known.get(key).copied().unwrap_or(self.floor)
@@ -69,7 +75,7 @@ impl NextOffsets {
 /// The state itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Checkpoint {
-    /// Starts of the agent.
+    /// Starts that committed something, the one that wrote it included.
     pub(super) boot: u64,
     /// As of the start of the epoch.
     pub(super) offsets: NextOffsets,

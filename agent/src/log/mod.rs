@@ -13,9 +13,11 @@
 //!   acknowledged and was written again: a reader ignores it.
 //! * Every start of the agent begins a new epoch with its first commit. To go on in the old one would mean to write
 //!   behind a tail that a power cut may have left in any state; a new one costs a directory.
-//! * No sequence number and no offset is given out twice, whatever became of the disk. An epoch holds at most
-//!   [`EPOCH_ENTRIES_MAX`] entries, so that behind an epoch that is damaged the sequence goes on at its id plus that;
-//!   offsets then go on where none can have been (see [`Recovery::skipped`]).
+//! * No sequence number and no offset that the replication cursor is past is given out again, whatever became of the
+//!   disk, and none at all where damage shows: an epoch holds at most [`EPOCH_ENTRIES_MAX`] entries, so that behind a
+//!   damaged one the sequence goes on at its id plus that, and offsets where none can have been (see
+//!   [`Recovery::skipped`]). What a disk that lied about a sync takes back without a trace, and the cursor does not
+//!   know yet, nobody notices: its numbers are given out again.
 
 mod append;
 mod checkpoint;
@@ -30,7 +32,7 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use crate::{
     config::Compression,
@@ -133,11 +135,20 @@ pub struct LogOptions {
     /// it has lost its end unnoticed (a disk that lied about a sync) and goes on from here, so that the cursor does not
     /// take new entries for replicated ones.
     pub next_seq_min: EntrySeq,
+    /// By partition the offset behind the last one that is known to be used, as the cursor has it; empty if there is
+    /// none. A log that would give out one below goes on as with `next_seq_min`: without it new records would pass for
+    /// replicated ones.
+    pub offsets_min: BTreeMap<(StreamName, PartitionId), Offset>,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { compression: Compression::default(), group_bytes: 64 * 1024, next_seq_min: EntrySeq(0) }
+        Self {
+            compression: Compression::default(),
+            group_bytes: 64 * 1024,
+            next_seq_min: EntrySeq(0),
+            offsets_min: BTreeMap::new(),
+        }
     }
 }
 
@@ -220,7 +231,7 @@ impl Log {
         );
         let mut codec = EntryCodec::new(options.compression);
         let mut names = Names::default();
-        let recovered = recovery::recover(store.as_mut(), &mut codec, &mut names, options.next_seq_min)?;
+        let recovered = recovery::recover(store.as_mut(), &mut codec, &mut names, &options)?;
         let log = Self {
             store,
             codec,
@@ -254,7 +265,8 @@ impl Log {
         self.epochs.first().map_or(self.end, |epoch| epoch.0.min(self.end))
     }
 
-    /// Starts of the agent on this log, this one included.
+    /// Starts that committed something to this log, this one included: a start that committed nothing gives its number
+    /// to the next.
     pub fn boot(&self) -> u64 {
         self.boot
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    BatchGroup, EntrySeq, Log, LogError, LostEntries, ReadOutcome,
+    BatchGroup, EPOCH_ENTRIES_MAX, EntrySeq, Log, LogError, LostEntries, ReadOutcome,
     entry::EntryKind,
     group,
     store::{StoreError, StoredEntry},
@@ -51,7 +51,8 @@ impl Continuity {
 impl Log {
     /// Durable groups from `from` on, at least one if there is one, until they have `limit_bytes` before compression;
     /// one group may go over. What is missing or damaged is in [`ReadOutcome::lost`], and `next` is behind it; an epoch
-    /// that cannot be opened is put aside. Makes progress unless `from` is the end.
+    /// that cannot be opened is put aside. What is below the first epoch was trimmed and is passed without a word,
+    /// unless an epoch that was put aside had it: that is told once. Makes progress unless `from` is the end.
     ///
     /// Each record's value is a slice of its group's buffer, which lives as long as one of them.
     ///
@@ -66,7 +67,9 @@ impl Log {
             let index = self.epochs.partition_point(|epoch| epoch.0 <= outcome.next);
             let epoch_end = self.epochs.get(index).map_or(self.end, |following| following.0.min(self.end));
             let Some(&epoch) = index.checked_sub(1).and_then(|i| self.epochs.get(i)) else {
-                self.lose(&mut outcome, epoch_end, "before the first epoch".into());
+                if let Err(error) = self.pass_trimmed(&mut outcome, epoch_end) {
+                    return self.unless_empty(outcome, error);
+                }
                 continue;
             };
             let stored_limit = (limit_bytes.saturating_sub(raw_bytes) / EXPANSION).max(1);
@@ -100,6 +103,24 @@ impl Log {
         }
         self.continuity.next = outcome.next;
         Ok(outcome)
+    }
+
+    /// Goes on at `end`, where the first epoch begins. An epoch that was put aside had at most [`EPOCH_ENTRIES_MAX`]
+    /// entries, none of them in the next one.
+    fn pass_trimmed(&mut self, outcome: &mut ReadOutcome, end: EntrySeq) -> Result<(), StoreError> {
+        let quarantined = self.store.quarantined()?;
+        for (index, bad) in quarantined.iter().enumerate() {
+            let following = quarantined.get(index + 1).map_or(end, |following| following.0.min(end));
+            let bad_end = EntrySeq(bad.0.0.saturating_add(EPOCH_ENTRIES_MAX)).min(following);
+            let first = bad.0.max(outcome.next).max(self.continuity.counted);
+            if first < bad_end {
+                outcome.next = first;
+                self.lose(outcome, bad_end, format!("{bad} was put aside"));
+            }
+        }
+        outcome.next = end;
+        self.continuity.expected.clear();
+        Ok(())
     }
 
     /// Takes one entry into the outcome; returns its bytes before compression.

@@ -1,13 +1,13 @@
 //! Recovery: what a start finds, and where it goes on.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use super::{
-    EPOCH_ENTRIES_MAX, EntrySeq,
+    EPOCH_ENTRIES_MAX, EntrySeq, LogOptions,
     checkpoint::{Assembly, Checkpoint, NextOffsets},
     entry::{EntryCodec, EntryError, EntryKind},
     group::{self, Names},
-    store::{EpochId, EpochStore, StoreError},
+    store::{EpochId, EpochStore, SLOW_OPENS_MAX, StoreError},
 };
 use crate::record::{Offset, PartitionId, StreamName};
 
@@ -27,13 +27,13 @@ pub struct Recovery {
     pub torn_tail: bool,
     /// Epochs put aside because they could not be read.
     pub quarantined: Vec<EpochId>,
-    /// Whether the log cannot know all that was in it: the newest epoch is damaged or gone, or ends before the cursor.
-    /// Then [`Recovery::end`] skips at most [`EPOCH_ENTRIES_MAX`] positions behind the newest epoch's id (or goes to the
-    /// cursor), and every offset goes on at 8192 times that, where none can have been.
+    /// Whether the log cannot know all that was in it: the newest epoch is damaged or gone, or ends before the cursor,
+    /// in its positions or its offsets. Then [`Recovery::end`] goes on [`EPOCH_ENTRIES_MAX`] positions behind the
+    /// newest epoch's id, or at the cursor if that is further, and every offset at 8192 times that.
     pub skipped: bool,
     /// Position of the next entry.
     pub end: EntrySeq,
-    /// Starts of the agent on this log, this one included.
+    /// Starts that committed something to this log, this one included.
     pub boot: u64,
     /// Next offset of every partition that is known.
     pub next_offsets: BTreeMap<(StreamName, PartitionId), Offset>,
@@ -51,14 +51,14 @@ pub(super) fn recover(
     store: &mut dyn EpochStore,
     codec: &mut EntryCodec,
     names: &mut Names,
-    next_seq_min: EntrySeq,
+    options: &LogOptions,
 ) -> Result<Recovered, StoreError> {
     let mut epochs = store.epochs()?;
     let mut report = Recovery::default();
     let mut end = EntrySeq(0);
     let mut state = Some(Checkpoint::default());
     while let Some(&newest) = epochs.last() {
-        let reason = match scan(store, codec, names, newest) {
+        let reason = match scan_patiently(store, codec, names, newest) {
             Ok(scan) if scan.entries > 0 => {
                 report.entries_scanned = scan.entries;
                 report.damaged_entries = scan.damaged;
@@ -85,10 +85,19 @@ pub(super) fn recover(
         state = None;
         tracing::error!(epoch = %unknown, %end, "the log cannot know all that was in it; its sequence skips ahead");
     }
-    if end < next_seq_min {
-        tracing::error!(%end, cursor = %next_seq_min, "the log ends before the cursor; it goes on from there");
-        end = next_seq_min;
+    // A checkpoint lists every partition that ever had a record, so only a lost end takes an offset back.
+    let lost_offset = state.as_ref().and_then(|state| {
+        options.offsets_min.iter().find(|(partition, min)| state.offsets.next(partition) < **min)
+    });
+    if end < options.next_seq_min || lost_offset.is_some() {
+        let cursor = options.next_seq_min;
+        tracing::error!(%end, %cursor, ?lost_offset, "the log ends before the cursor; its sequence skips ahead");
+        let newest_end = epochs.last().map_or(0, |newest| newest.0.0.saturating_add(EPOCH_ENTRIES_MAX));
+        end = end.max(cursor).max(EntrySeq(newest_end));
         state = None;
+    }
+    if let Some(used) = options.offsets_min.values().max().filter(|_| state.is_none()) {
+        end = end.max(NextOffsets::end_beyond(*used));
     }
     report.skipped = state.is_none();
     // Each start that leaves a trace takes at least one position, so `end` is above every boot number so far.
@@ -99,6 +108,25 @@ pub(super) fn recover(
     report.boot = boot + 1;
     report.next_offsets = offsets.known().clone();
     Ok(Recovered { report, epochs, offsets })
+}
+
+/// As [`scan`], again when the epoch does not open in time: the last time the store calls it damaged. A process that
+/// gave up at the first would meet the same epoch at its next start.
+fn scan_patiently(
+    store: &mut dyn EpochStore,
+    codec: &mut EntryCodec,
+    names: &mut Names,
+    epoch: EpochId,
+) -> Result<Scan, StoreError> {
+    for _ in 1..SLOW_OPENS_MAX {
+        match scan(store, codec, names, epoch) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!(%epoch, "the newest epoch does not open in time; once more");
+            }
+            result => return result,
+        }
+    }
+    scan(store, codec, names, epoch)
 }
 
 struct Scan {

@@ -50,9 +50,6 @@ pub enum DropReason {
     /// Larger than `max.message.bytes` of the topic or `message.max.bytes` of the client.
     #[error("too large for the topic")]
     TooLarge,
-    /// Neither its event time nor its receive time lies in what the topic allows.
-    #[error("timestamp outside of what the topic allows")]
-    Timestamp,
     /// The broker's validation refuses it, for instance no key on a compacted topic.
     #[error("refused by the broker's validation")]
     Invalid,
@@ -63,17 +60,27 @@ impl DropReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::TooLarge => "too_large",
-            Self::Timestamp => "timestamp",
             Self::Invalid => "invalid",
         }
     }
 }
 
+/// Why a broker refused a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A timestamp in it is too far from the brokers' clock: send the record with another.
+    #[error("timestamp outside of what the topic allows")]
+    Timestamp,
+    /// It never takes a record that is in it.
+    #[error("{0}")]
+    Contents(DropReason),
+}
+
 /// Why a record that was taken was not delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeliveryError {
-    /// The broker refused the batch that the record was in for the contents of at least one record of it.
-    Refused(DropReason),
+    /// The broker refused the batch that the record was in for at least one record of it.
+    Refused(Refusal),
     /// The topic or partition is not there (any more): ensure it, then send again.
     NoTopic,
     /// Anything else, among it records purged by a restart or a fatal error: send again.

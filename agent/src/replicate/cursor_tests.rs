@@ -158,3 +158,9 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_cursor_that_cannot_be_opened_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(CursorFile::open(&dir.path().join("missing")).is_err());
+}

@@ -1,8 +1,6 @@
 //! The thread around the [`Replicator`]: waits, polls, reads, and keeps the cursor.
 
 use std::{
-    io,
-    path::PathBuf,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, TryRecvError},
@@ -11,8 +9,7 @@ use std::{
 };
 
 use super::{
-    Cluster, Cursor, LogEnd, LogReader, PartitionsOf, ReplicateMetrics, Replicator, Settings,
-    cursor::CursorFile,
+    Cluster, Cursor, CursorFile, LogEnd, LogReader, PartitionsOf, ReplicateMetrics, Replicator, Settings,
 };
 use crate::{
     config,
@@ -46,8 +43,9 @@ pub struct Replicate {
     pub environment: String,
     /// Partitions that the topic of a stream must have.
     pub partitions: PartitionsOf,
-    /// The data directory, for the cursor.
-    pub dir: PathBuf,
+    /// As [`CursorFile::open`] returned it, before the log was opened: whoever cannot open it stops, since without a
+    /// cursor every restart would send the whole log again.
+    pub cursor: (CursorFile, Option<Cursor>),
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Jitter of retries.
@@ -71,12 +69,8 @@ pub struct Summary {
 
 /// Replicates until `live` is closed and the log is drained, or `config.shutdown_flush` later. Blocks: give it a
 /// thread.
-///
-/// # Errors
-/// The cursor's file can be neither opened nor created. The caller stops: without a cursor every restart would send the
-/// whole log again.
-pub fn run(replicate: Replicate) -> io::Result<Summary> {
-    let (file, cursor) = CursorFile::open(&replicate.dir)?;
+pub fn run(replicate: Replicate) -> Summary {
+    let (file, cursor) = replicate.cursor;
     let settings = Settings {
         environment: replicate.environment,
         partitions: replicate.partitions,
@@ -106,7 +100,7 @@ pub fn run(replicate: Replicate) -> io::Result<Summary> {
         events: Vec::new(),
         pause: PAUSE_MIN,
     };
-    Ok(driver.run(replicate.config.shutdown_flush))
+    driver.run(replicate.config.shutdown_flush)
 }
 
 struct Driver {
@@ -185,7 +179,7 @@ impl Driver {
             progress |= outcome.as_ref().is_ok_and(|o| o.next > request.from);
             self.replicator.on_read(now, outcome.ok());
         }
-        progress |= self.replicator.pump(now, self.cluster.as_mut());
+        progress |= self.replicator.pump(now, self.clock.wall().at, self.cluster.as_mut());
         if self.keeper.due <= now {
             self.keep_cursor();
             self.keeper.due = now + self.keeper.interval;

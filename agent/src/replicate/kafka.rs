@@ -16,7 +16,7 @@ use rdkafka::{
 };
 
 use super::{
-    cluster::{Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Token},
+    cluster::{Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Refusal, Token},
     properties,
     topics::Topics,
 };
@@ -177,9 +177,13 @@ impl ProducerContext for Reports {
 
 fn delivery_error(error: &KafkaError) -> DeliveryError {
     match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge) => DeliveryError::Refused(DropReason::TooLarge),
-        Some(RDKafkaErrorCode::InvalidTimestamp) => DeliveryError::Refused(DropReason::Timestamp),
-        Some(RDKafkaErrorCode::InvalidRecord) => DeliveryError::Refused(DropReason::Invalid),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+            DeliveryError::Refused(Refusal::Contents(DropReason::TooLarge))
+        }
+        Some(RDKafkaErrorCode::InvalidTimestamp) => DeliveryError::Refused(Refusal::Timestamp),
+        Some(RDKafkaErrorCode::InvalidRecord) => {
+            DeliveryError::Refused(Refusal::Contents(DropReason::Invalid))
+        }
         Some(
             RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownPartition

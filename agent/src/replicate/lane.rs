@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::cluster::DropReason;
+use super::{cluster::DropReason, stamp::Stamp};
 use crate::{
     log::{BatchGroup, EntrySeq, LogBatch},
-    record::{Offset, PartitionId, Record, StreamName, UnixMicros},
+    record::{Offset, PartitionId, Record, StreamName},
 };
 
 /// What of a batch has not been handed to the client yet.
@@ -42,11 +42,13 @@ pub(super) struct Sent {
     pub(super) size_bytes: usize,
     /// Key and value.
     pub(super) payload_bytes: usize,
-    /// Its event time, if it has one, and its receive time.
-    pub(super) times: Option<(UnixMicros, UnixMicros)>,
-    /// Nothing else of the lane was under way when it was sent, so a refusal is meant for it alone.
+    /// Nothing else is under way to its Kafka partition, so a refusal is meant for it alone.
     pub(super) alone: bool,
-    /// Sent with its receive time as Kafka's timestamp.
+    /// Which of its times is Kafka's timestamp.
+    pub(super) stamp: Stamp,
+    /// How far that was ahead of the wall clock when it was sent.
+    pub(super) skew_us: i64,
+    /// That is not the time it should have.
     pub(super) restamped: bool,
     /// `None` while it is under way.
     pub(super) settled: Option<Settled>,
@@ -73,8 +75,8 @@ pub(super) struct Lane {
     pub(super) end: Offset,
     /// Below this offset records are sent one at a time: a batch with one of them was refused.
     pub(super) alone_until: Offset,
-    /// The next record to be sent gets its receive time, if it is this one: its event time was refused.
-    pub(super) restamp: Option<Offset>,
+    /// The record with this offset gets this time or a later one: those before were refused.
+    pub(super) restamp: Option<(Offset, Stamp)>,
     pending: VecDeque<Pending>,
     sent: VecDeque<Sent>,
     /// Position of the first in `sent`, counted from the lane's beginning.
@@ -113,10 +115,26 @@ impl Lane {
         let pending = self.pending.front()?;
         let batch = pending.batch();
         let offset = offset_of(batch, pending.record);
-        if offset < self.alone_until && !self.sent.is_empty() {
+        if (offset < self.alone_until && self.is_under_way()) || self.sends_alone() {
             return None;
         }
         Some(NextRecord { entry: pending.group.seq, offset, record: &batch.records[pending.record] })
+    }
+
+    /// Whether the client has records of it.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// Whether the client has a record that is to be alone in its batch.
+    fn sends_alone(&self) -> bool {
+        self.sent.front().is_some_and(|sent| sent.alone)
+    }
+
+    /// Whether a record is, or is next, to be alone in its batch.
+    pub(super) fn wants_alone(&self) -> bool {
+        let next = self.pending.front().map(|pending| offset_of(pending.batch(), pending.record));
+        self.sends_alone() || next.is_some_and(|offset| offset < self.alone_until)
     }
 
     /// Position that the next record sent will have.

@@ -112,7 +112,7 @@ impl ReplicateMetrics {
         );
         registry.register(
             "replicate_restamped_records",
-            "Records sent with their receive time, because the topic does not take their event time",
+            "Records that Kafka took with the time they were received or sent, because it refuses the time they should have",
             m.restamped_records.clone(),
         );
         registry.register(

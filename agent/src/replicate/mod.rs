@@ -15,8 +15,13 @@
 //! delivery it is thrown away with all that it still holds, and everything from the cursor on is sent again.
 //!
 //! # What is dropped
-//! Only a record that Kafka can never take: sent alone it was refused for its size, its timestamp (also with the
-//! receive time instead) or its contents. It would hold up all others for ever. It is counted by reason and logged.
+//! Only a record that Kafka can never take: sent alone it was refused for its size or its contents. It would hold up all
+//! others for ever. It is counted by reason and logged.
+//!
+//! None is dropped for its timestamp. Where the topic refuses the event time (Kafka 4 takes an hour ahead of the brokers'
+//! clock unless the topic says otherwise), the record is sent with its receive time; where that is refused too, with the
+//! time of sending; and if that is refused, this gateway's clock is wrong, and the record waits until it is not.
+//! `wayside.event-time` and `wayside.received` say what was.
 //!
 //! # Known weaknesses
 //! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
@@ -34,13 +39,14 @@ mod metrics;
 mod properties;
 mod replicator;
 pub mod simulated;
+mod stamp;
 mod topic;
 mod topics;
 
 use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc};
 
 pub use cluster::Cluster;
-pub use cursor::Cursor;
+pub use cursor::{Cursor, CursorFile};
 pub use driver::{Replicate, Summary, run};
 pub use kafka::KafkaCluster;
 pub use metrics::{HealthSnapshot, ReplicateHealth, ReplicateMetrics};

@@ -19,7 +19,8 @@ use rdkafka::{
 };
 
 use super::{
-    Cluster, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate, ReplicateMetrics, Summary, run,
+    Cluster, CursorFile, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate, ReplicateMetrics,
+    Summary, run,
     tests::{config, group},
 };
 use crate::{
@@ -98,12 +99,12 @@ fn drain(
         config,
         environment: environment.to_owned(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
-        dir: dir.path().to_owned(),
+        cursor: CursorFile::open(dir.path()).unwrap(),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),
         metrics: metrics.clone(),
     };
-    (thread::spawn(move || run(replicate)).join().unwrap().unwrap(), metrics)
+    (thread::spawn(move || run(replicate)).join().unwrap(), metrics)
 }
 
 /// (local offset, Kafka's timestamp in ms) of a partition, until all of it was read.

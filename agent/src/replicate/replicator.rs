@@ -1,5 +1,7 @@
 //! What is sent when: the part of replication that decides. It knows no thread, no socket and no file.
 
+mod failures;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -10,24 +12,19 @@ use slab::Slab;
 
 use super::{
     LogEnd, ReadRequest, Settings,
-    cluster::{
-        Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Token, TopicOutcome,
-    },
+    cluster::{Cluster, ClusterEvent, Outgoing, ProduceError, TopicOutcome},
     cursor::Cursor,
     lane::{Lane, Sent, Settled},
     metrics::ReplicateMetrics,
+    stamp::{Stamp, skew_us},
     topic::{Topic, TopicState},
 };
 use crate::{
-    config::Backoff,
     env::{Entropy, Monotonic},
     log::{BatchGroup, EntrySeq, ReadOutcome},
     partition::partition_of,
     record::{Offset, PartitionId, Record, StreamName, UnixMicros},
 };
-
-/// Delays between attempts at a topic and between restarts of the producer.
-const RETRY: Backoff = Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
 
 /// Delay after the log could not answer or had not what it should have.
 const READ_RETRY: Duration = Duration::from_secs(1);
@@ -69,7 +66,10 @@ pub struct Replicator {
     tokens: Slab<(usize, u64)>,
     pinned_bytes: usize,
     sent_bytes: usize,
+    /// When the producer was restarted last.
+    started: Monotonic,
     restart_at: Option<Monotonic>,
+    /// Restarts in a row of producers that did not live long.
     failures: u32,
     /// The health shows an error that the next acknowledgement clears.
     shows_error: bool,
@@ -107,6 +107,7 @@ impl Replicator {
             tokens: Slab::new(),
             pinned_bytes: 0,
             sent_bytes: 0,
+            started: Monotonic::default(),
             restart_at: None,
             failures: 0,
             shows_error: false,
@@ -247,7 +248,9 @@ impl Replicator {
     }
 
     /// Hands records to the client as far as it and their topics take them. True if it handed over any.
-    pub fn pump(&mut self, now: Monotonic, cluster: &mut dyn Cluster) -> bool {
+    ///
+    /// `wall` is the present time, for records whose own times their topic refuses.
+    pub fn pump(&mut self, now: Monotonic, wall: UnixMicros, cluster: &mut dyn Cluster) -> bool {
         self.ask_for_topics(now, cluster);
         let mut progress = false;
         for index in 0..self.lanes.len() {
@@ -258,7 +261,7 @@ impl Replicator {
                 continue;
             }
             loop {
-                match self.send_next(index, cluster) {
+                match self.send_next(index, wall, cluster) {
                     Ok(true) => progress = true,
                     Ok(false) => break,
                     Err(ProduceError::NoTopic) => {
@@ -277,25 +280,37 @@ impl Replicator {
     }
 
     /// Hands over the next record of a lane; false if there is none that may go now.
-    fn send_next(&mut self, index: usize, cluster: &mut dyn Cluster) -> Result<bool, ProduceError> {
+    fn send_next(
+        &mut self,
+        index: usize,
+        wall: UnixMicros,
+        cluster: &mut dyn Cluster,
+    ) -> Result<bool, ProduceError> {
         let lane = &self.lanes[index];
+        let topic = &self.topics[lane.topic];
+        if topic.lanes_share_partitions && self.waits_for_others(index) {
+            return Ok(false);
+        }
         let Some(next) = lane.next() else { return Ok(false) };
         let (record, offset, entry) = (next.record, next.offset, next.entry);
-        let restamped = lane.restamp == Some(offset) || self.topics[lane.topic].refuses_event_time(record);
-        let topic = &self.topics[lane.topic];
+        let first = lane.restamp.filter(|(restamped, _)| *restamped == offset);
+        let first = first.map_or(Stamp::EventTime, |(_, stamp)| stamp);
+        let (stamp, timestamp) = topic.limits.choose(record, first, wall);
         // Written when the config said more partitions than the topic has. A device's records on both sides of such a
         // change have no order anyway, as ever when partitions change in Kafka.
-        let is_beyond = lane.partition.0 >= i32::from(topic.partitions.get());
-        let partition =
-            if is_beyond { partition_of(&record.device, topic.partitions) } else { lane.partition };
+        let partition = if is_beyond(lane.partition, topic) {
+            partition_of(&record.device, topic.partitions)
+        } else {
+            lane.partition
+        };
         let slot = self.tokens.vacant_entry();
         let result = cluster.produce(&Outgoing {
             topic: &topic.name,
             partition,
             record,
             offset,
-            timestamp_ms: if restamped { record.received.at } else { record.timestamp() }.as_millis(),
-            refused_event_time: record.event_time.filter(|_| restamped),
+            timestamp_ms: timestamp.as_millis(),
+            refused_event_time: record.event_time.filter(|_| stamp != Stamp::EventTime),
             token: slot.key(),
         });
         let settled = match result {
@@ -306,17 +321,15 @@ impl Replicator {
             Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
             Err(error) => return Err(error),
         };
-        if restamped && settled.is_none() {
-            self.metrics.restamped_records.inc();
-        }
         let sent = Sent {
             offset,
-            times: record.event_time.map(|event_time| (event_time, record.received.at)),
             entry,
             size_bytes: record.size_bytes(),
             payload_bytes: record.device.as_bytes().len() + record.value.len(),
             alone: offset < lane.alone_until,
-            restamped,
+            stamp,
+            skew_us: skew_us(timestamp, wall),
+            restamped: timestamp != record.timestamp(),
             settled,
         };
         self.sent_bytes += sent.size_bytes;
@@ -334,6 +347,19 @@ impl Replicator {
         Ok(true)
     }
 
+    /// Whether a lane that may share its Kafka partition must not send now: a record is alone in its batch only if no
+    /// lane of the topic has another one under way.
+    fn waits_for_others(&self, index: usize) -> bool {
+        let lane = &self.lanes[index];
+        let mut others =
+            self.lanes.iter().enumerate().filter(|(i, other)| *i != index && other.topic == lane.topic);
+        if lane.wants_alone() {
+            others.any(|(_, other)| other.is_under_way())
+        } else {
+            others.any(|(_, other)| other.wants_alone())
+        }
+    }
+
     fn ask_for_topics(&mut self, now: Monotonic, cluster: &mut dyn Cluster) {
         for topic in self.topics.iter_mut().filter(|t| t.is_due(now)) {
             topic.state = TopicState::Asked;
@@ -341,19 +367,11 @@ impl Replicator {
         }
     }
 
-    fn no_topic(&mut self, now: Monotonic, lane: usize) {
-        let topic = &mut self.topics[self.lanes[lane].topic];
-        topic.state = TopicState::Wanted;
-        let reason = format!("topic {} is not there", topic.name);
-        self.fail(now, reason);
-    }
-
     /// Takes a report of the cluster into account.
     pub fn on_event(&mut self, now: Monotonic, event: ClusterEvent) {
         match event {
             ClusterEvent::Delivered(token) => {
                 if let Some((index, position)) = self.tokens.try_remove(token) {
-                    self.failures = 0;
                     if let Some(sent) = self.lanes[index].at(position) {
                         sent.settled = Some(Settled::Delivered);
                     }
@@ -364,41 +382,6 @@ impl Replicator {
             ClusterEvent::Topic { topic, outcome } => self.on_topic(now, &topic, outcome),
             ClusterEvent::Fatal(reason) => self.fail(now, reason),
             ClusterEvent::Trouble(reason) => self.show_error(reason),
-        }
-    }
-
-    fn on_failed(&mut self, now: Monotonic, token: Token, error: DeliveryError) {
-        let Some((index, position)) = self.tokens.try_remove(token) else { return };
-        match error {
-            DeliveryError::Refused(reason) => {
-                self.on_refused(index, position, reason);
-                self.fail(now, format!("Kafka refused a batch of {}: {reason}", self.lanes[index].stream));
-            }
-            DeliveryError::NoTopic => self.no_topic(now, index),
-            DeliveryError::Other(reason) => self.fail(now, reason),
-        }
-    }
-
-    /// A whole batch is refused for one bad record in it. So its records are sent one at a time, and only one that is
-    /// refused alone is given up; for its timestamp not before its receive time was tried instead.
-    fn on_refused(&mut self, index: usize, position: u64, reason: DropReason) {
-        let Self { lanes, topics, .. } = self;
-        let lane = &mut lanes[index];
-        let Some(sent) = lane.at(position) else { return };
-        let (offset, alone, restamped) = (sent.offset, sent.alone, sent.restamped);
-        if !alone {
-            lane.alone_until = lane.alone_until.max(Offset(offset.0 + 1));
-        } else if reason == DropReason::Timestamp && !restamped {
-            if let Some((event_time, received)) = sent.times {
-                topics[lane.topic].event_time_refused(event_time, received);
-            }
-            lane.restamp = Some(offset);
-            lane.alone_until = Offset(offset.0 + 1);
-        } else {
-            sent.settled = Some(Settled::Dropped(reason));
-            // The others of the batch have a chance again to go together.
-            lane.alone_until = Offset(offset.0 + 1);
-            self.advance(index);
         }
     }
 
@@ -413,12 +396,13 @@ impl Replicator {
     fn advance(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
         let topic = &self.topics[lane.topic];
-        let (mut records, mut payload_bytes) = (0, 0);
+        let (mut records, mut restamped, mut payload_bytes) = (0, 0, 0);
         while let Some((sent, settled)) = lane.pop_settled() {
             self.sent_bytes -= sent.size_bytes;
             match settled {
                 Settled::Delivered => {
                     records += 1;
+                    restamped += u64::from(sent.restamped);
                     payload_bytes += sent.payload_bytes as u64;
                 }
                 Settled::Dropped(reason) => {
@@ -438,53 +422,9 @@ impl Replicator {
         if records > 0 && std::mem::take(&mut self.shows_error) {
             self.metrics.health().acknowledged();
         }
+        self.metrics.restamped_records.inc_by(restamped);
         topic.acknowledged_records.inc_by(records);
         topic.acknowledged_bytes.inc_by(payload_bytes);
-    }
-
-    /// After a failure everything under way is given up and sent again by a new producer: whatever the old one still
-    /// held could otherwise arrive behind its own repetition.
-    fn fail(&mut self, now: Monotonic, reason: String) {
-        if self.restart_at.is_none() {
-            let delay = self.backoff(self.failures);
-            self.failures = self.failures.saturating_add(1);
-            tracing::warn!(reason, delay_ms = delay.as_millis(), "the Kafka producer is restarted");
-            self.restart_at = Some(now + delay);
-        }
-        self.show_error(reason);
-    }
-
-    fn show_error(&mut self, reason: String) {
-        self.shows_error = true;
-        self.metrics.health().error(reason);
-    }
-
-    /// Whether the producer is to be restarted now.
-    pub fn restart_due(&self, now: Monotonic) -> bool {
-        self.restart_at.is_some_and(|at| at <= now)
-    }
-
-    /// Goes back to the first entry that is not fully acknowledged, after the producer was restarted or was not.
-    pub fn restarted(&mut self, now: Monotonic, result: Result<(), String>) {
-        self.restart_at = None;
-        self.metrics.producer_restarts.inc();
-        self.next = self.acknowledged();
-        self.tokens.clear();
-        self.entries.clear();
-        self.pinned_bytes = 0;
-        self.sent_bytes = 0;
-        for lane in &mut self.lanes {
-            lane.rewind();
-        }
-        if let Err(reason) = result {
-            self.fail(now, reason);
-        }
-    }
-
-    /// Exponential, between half and all of its step, so that a fleet does not come back in one moment.
-    fn backoff(&mut self, attempts: u32) -> Duration {
-        let step = RETRY.min.saturating_mul(1 << attempts.min(16)).min(RETRY.max);
-        step / 2 + self.entropy.jitter(step / 2)
     }
 
     fn lane(&mut self, stream: &StreamName, partition: PartitionId) -> &mut Lane {
@@ -493,6 +433,8 @@ impl Replicator {
             Some(index) => *index,
             None => {
                 let topic = self.topic(stream);
+                let is_beyond = is_beyond(partition, &self.topics[topic]);
+                self.topics[topic].lanes_share_partitions |= is_beyond;
                 self.lanes.push(Lane::new(stream.clone(), partition, topic));
                 self.lane_of.insert(key, self.lanes.len() - 1);
                 self.lanes.len() - 1
@@ -567,6 +509,11 @@ impl Replicator {
         m.oldest_age_seconds.set(oldest.map_or(0, |at| (wall.0.saturating_sub(at.0) / 1_000_000).max(0)));
         m.health().lag(lag_records, self.is_caught_up());
     }
+}
+
+/// Whether a topic has no such partition.
+fn is_beyond(partition: PartitionId, topic: &Topic) -> bool {
+    partition.0 >= i32::from(topic.partitions.get())
 }
 
 fn size_bytes(group: &BatchGroup) -> usize {

@@ -9,9 +9,7 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::cluster::{
-    Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Token, TopicOutcome,
-};
+use super::cluster::{Cluster, ClusterEvent, DeliveryError, Outgoing, ProduceError, Token, TopicOutcome};
 use crate::record::{Offset, PartitionId, Record};
 
 /// A record as a partition of the simulated cluster holds it.
@@ -33,8 +31,8 @@ struct Taken {
     appended: Appended,
 }
 
-/// Decides whether a record is refused.
-type Refuses = Box<dyn Fn(&Appended) -> Option<DropReason> + Send>;
+/// Decides whether a record is refused, and how.
+type Refuses = Box<dyn Fn(&Appended) -> Option<DeliveryError> + Send>;
 
 struct State {
     rng: SmallRng,
@@ -117,8 +115,8 @@ impl SimulatedBrokers {
         lock(&self.state).fails_next = Some(reason.to_owned());
     }
 
-    /// Batches with a record that `refuses` names are refused.
-    pub fn refuse(&self, refuses: impl Fn(&Appended) -> Option<DropReason> + Send + 'static) {
+    /// Batches with a record that `refuses` names fail as it says.
+    pub fn refuse(&self, refuses: impl Fn(&Appended) -> Option<DeliveryError> + Send + 'static) {
         lock(&self.state).refuses = Box::new(refuses);
     }
 
@@ -173,7 +171,7 @@ impl State {
         } else if let Some(reason) = self.fails_next.take() {
             Some(DeliveryError::Other(reason))
         } else {
-            batch.iter().find_map(|t| (self.refuses)(&t.appended)).map(DeliveryError::Refused)
+            batch.iter().find_map(|t| (self.refuses)(&t.appended))
         };
         match error {
             None => {

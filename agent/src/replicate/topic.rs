@@ -7,15 +7,9 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     cluster::TopicOutcome,
     metrics::{ReplicateHealth, ReplicateMetrics, StreamLabel},
+    stamp::StampLimits,
 };
-use crate::{
-    env::Monotonic,
-    record::{Record, StreamName, UnixMicros},
-};
-
-/// Event times nearer to their receive time than a minute are always tried: where one is refused, the device's clock is
-/// not what is wrong.
-const SKEW_LEARNT_MIN_US: u64 = 60_000_000;
+use crate::{env::Monotonic, record::StreamName};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TopicState {
@@ -41,9 +35,10 @@ pub(super) struct Topic {
     pub(super) attempts: u32,
     /// The last answer was a mismatch of so many partitions; it is logged once.
     mismatch: Option<usize>,
-    /// Event times so far ahead of (or, negative, behind) their receive time are refused, as learnt from refusals.
-    refused_ahead_us: Option<i64>,
-    refused_behind_us: Option<i64>,
+    /// Timestamps that it takes.
+    pub(super) limits: StampLimits,
+    /// Some lanes were written when the config said more partitions: they share Kafka partitions with others.
+    pub(super) lanes_share_partitions: bool,
     pub(super) acknowledged_records: Counter,
     pub(super) acknowledged_bytes: Counter,
 }
@@ -63,34 +58,11 @@ impl Topic {
             state: TopicState::Unused,
             attempts: 0,
             mismatch: None,
-            refused_ahead_us: None,
-            refused_behind_us: None,
+            limits: StampLimits::default(),
+            lanes_share_partitions: false,
             acknowledged_records: metrics.acknowledged_records.get_or_create_owned(&label),
             acknowledged_bytes: metrics.acknowledged_bytes.get_or_create_owned(&label),
         }
-    }
-
-    /// Notes that an event time was refused. One device with a wrong clock must not cost a refusal for
-    /// each of its records, which all others would wait for; a tenth less takes in its jitter.
-    pub(super) fn event_time_refused(&mut self, event_time: UnixMicros, received: UnixMicros) {
-        let skew = event_time.0.saturating_sub(received.0);
-        let limit = skew - skew / 10;
-        if skew.unsigned_abs() < SKEW_LEARNT_MIN_US {
-            return;
-        }
-        if skew > 0 {
-            self.refused_ahead_us = Some(self.refused_ahead_us.map_or(limit, |l| l.min(limit)));
-        } else {
-            self.refused_behind_us = Some(self.refused_behind_us.map_or(limit, |l| l.max(limit)));
-        }
-    }
-
-    /// Whether the event time of `record` would be refused, as far as known.
-    pub(super) fn refuses_event_time(&self, record: &Record) -> bool {
-        let Some(event_time) = record.event_time else { return false };
-        let skew = event_time.0.saturating_sub(record.received.at.0);
-        self.refused_ahead_us.is_some_and(|limit| skew >= limit)
-            || self.refused_behind_us.is_some_and(|limit| skew <= limit)
     }
 
     /// Whether the cluster is to be asked for it now.

@@ -22,7 +22,7 @@ pub struct Args {
     /// Recordings of HSL vehicle positions to publish, one message a line: RECEIVE-TIME TOPIC JSON.
     #[arg(long, value_name = "FILE", num_args = 1.., group = "recording", requires = "mqtt", conflicts_with = "nmea")]
     hfp: Vec<PathBuf>,
-    /// Publish to this broker, QoS 1: mqtt://[user:password@]host[:port]
+    /// Publish to this broker, QoS 1: mqtt://host:port or mqtt://user:password@host:port
     #[arg(long, value_name = "URL", conflicts_with = "nmea")]
     mqtt: Option<BrokerUrl>,
     /// Stream that the ledger names the vehicle positions by.

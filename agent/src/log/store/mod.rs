@@ -44,6 +44,10 @@ impl fmt::Display for EpochId {
 /// blob file, which sled never syncs; a quarter stays in reserve for sled's own framing.
 pub const ENTRY_BYTES_MAX: usize = 96 * 1024;
 
+/// How often an epoch may miss the deadline of its opening before an engine calls it [`StoreError::Damaged`]; before
+/// that it is [`StoreError::Io`] with [`TimedOut`](std::io::ErrorKind::TimedOut).
+pub const SLOW_OPENS_MAX: u32 = 3;
+
 /// What went wrong in a store, by what the log must do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::PathBuf,
 };
 
@@ -93,6 +93,100 @@ fn a_log_that_lost_its_end_goes_on_behind_the_cursor() {
     let committed = commit(&mut log, 1000..1001);
     assert!(committed[0].seq >= EntrySeq(33));
     assert!(committed[0].batches[0].base_offset >= Offset(600));
+}
+
+#[test]
+fn a_log_that_gives_out_offsets_below_the_cursor_skips_ahead() {
+    let key = |partition| (stream("vehicle"), PartitionId(partition));
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    log.append(vec![batch("vehicle", 1, 0..5)]);
+    log.sync().unwrap();
+    drop(log);
+    // The newest epoch has no record of partition 1, and its checkpoint knows it all the same.
+    let (mut log, _) = open_simulated(&disk);
+    commit(&mut log, 5..15);
+    log.trim(log.end()).unwrap();
+    drop(log);
+    let open = |offsets_min| {
+        let options = LogOptions { offsets_min, ..LogOptions::default() };
+        Log::open(Box::new(disk.open()), options, metrics()).unwrap()
+    };
+    let whole = BTreeMap::from([(key(0), Offset(10)), (key(1), Offset(5))]);
+    assert!(!open(whole).1.skipped);
+    for (partition, used) in [(0, 11), (1, 6), (2, 1), (0, 1_000_000_000)] {
+        let offsets_min = BTreeMap::from([(key(partition), Offset(used))]);
+        let (log, recovery) = open(offsets_min);
+        assert!(recovery.skipped, "partition {partition} had {used} records");
+        assert!(log.end() >= EntrySeq(2 + EPOCH_ENTRIES_MAX));
+        assert!(log.offsets.next(&key(partition)) >= Offset(used));
+        assert!(log.offsets.next(&key(7)) >= Offset(used), "no partition goes on below");
+    }
+    let offsets_min = BTreeMap::from([(key(0), Offset(11))]);
+    let (mut log, _) = open(offsets_min.clone());
+    commit(&mut log, 15..20);
+    drop(log);
+    assert!(!open(offsets_min).1.skipped, "one commit is enough to be sound again");
+}
+
+#[test]
+fn an_epoch_that_opens_slowly_is_waited_for_and_not_put_aside() {
+    for (reads, opens) in [(1, true), (store::SLOW_OPENS_MAX - 1, true), (store::SLOW_OPENS_MAX, false)] {
+        let disk = SimulatedDisk::new();
+        let (mut log, _) = open_simulated(&disk);
+        commit(&mut log, 0..1);
+        drop(log);
+        disk.slow_epoch(EpochId(EntrySeq(0)), reads);
+        let opened = Log::open(Box::new(disk.open()), LogOptions::default(), metrics());
+        assert_eq!(opened.is_ok_and(|(_, recovery)| recovery.quarantined.is_empty()), opens, "{reads} reads");
+    }
+}
+
+#[test]
+fn an_epoch_whose_marker_cannot_be_looked_at_stays() {
+    for index in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let epochs = three_epochs(dir.path());
+        let marker = dir.path().join(epochs[index].to_string()).join("synced");
+        fs::remove_file(&marker).unwrap();
+        // A link to itself: the system answers with an error, not with a no.
+        symlink(&marker, &marker).unwrap();
+        assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 600);
+    }
+}
+
+#[test]
+fn an_old_epoch_that_lost_its_marker_is_put_aside_and_told() {
+    for index in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let epochs = three_epochs(dir.path());
+        fs::remove_file(dir.path().join(epochs[index].to_string()).join("synced")).unwrap();
+        assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 400);
+        assert_eq!(inspect::list(dir.path()).unwrap().quarantined, [epochs[index]]);
+    }
+}
+
+#[test]
+fn what_was_trimmed_is_not_lost_and_what_was_put_aside_is_lost_once() {
+    let disk = SimulatedDisk::new();
+    for start in 0..4 {
+        let (mut log, _) = open_simulated(&disk);
+        commit(&mut log, start..start + 1);
+    }
+    let (mut log, _) = open_simulated(&disk);
+    assert_eq!(log.epochs, [0, 2, 4, 6].map(|id| EpochId(EntrySeq(id))));
+    log.trim(EntrySeq(2)).unwrap();
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    assert_eq!((ids(&groups), lost), (vec![1, 2, 3], vec![]));
+    log.store.quarantine(EpochId(EntrySeq(2))).unwrap();
+    drop(log);
+    let (mut log, _) = open_simulated(&disk);
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    let ranges: Vec<_> = lost.iter().map(|l| (l.first.0, l.end.0)).collect();
+    assert_eq!((ids(&groups), ranges), (vec![2, 3], vec![(2, 4)]));
+    assert_eq!(log.metrics.lost_entries.get(), 2);
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    assert_eq!((ids(&groups), lost), (vec![2, 3], vec![]));
 }
 
 #[test]

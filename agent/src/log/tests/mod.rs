@@ -266,6 +266,26 @@ fn a_trimmed_log_goes_on_from_its_newest_epoch() {
 }
 
 #[test]
+fn a_trim_spares_the_last_durable_epoch_while_nothing_in_the_new_one_is() {
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    commit(&mut log, 0..10);
+    drop(log);
+    let (mut log, _) = open_simulated(&disk);
+    disk.set_capacity_bytes(Some(log.stats().size_bytes + 1));
+    log.append(vec![batch("vehicle", 0, 10..20)]);
+    assert!(log.sync().unwrap_err().is_no_space());
+    assert_eq!(log.stats().epochs, 2, "the new one is there and holds nothing durable");
+    assert_eq!(log.trim(log.end()).unwrap(), 0);
+    drop(log);
+    disk.crash(0);
+    disk.set_capacity_bytes(None);
+    let (mut log, _) = open_simulated(&disk);
+    assert_eq!(commit(&mut log, 10..20)[0].batches[0].base_offset, Offset(10));
+    assert_eq!(log.trim(log.end()).unwrap(), 1);
+}
+
+#[test]
 fn a_checkpoint_of_many_partitions_takes_several_entries() {
     let disk = SimulatedDisk::new();
     let (mut log, _) = open_simulated(&disk);

@@ -20,8 +20,8 @@
 //!   pings go on leaving meanwhile, and the missing answer to a ping is nobody's fault.
 //! * **Early commit**: a broker stops at its in-flight limit until it is answered. At `receive_maximum` unacknowledged
 //!   messages the commit is asked for at once. A lower limit of the broker (20 at Mosquitto with MQTT 3.1.1) is known from
-//!   silence alone: 3 ms of it, with at least 20 messages in flight. More in flight before is no proof of a higher limit:
-//!   Mosquitto was seen to have 31 out, and to stop at 20 after that.
+//!   silence alone: 3 ms of it, with at least 20 messages in flight and no fewer than there were since the broker was last
+//!   seen to wait for an answer.
 //! * **Pace**: while messages come faster than one per 5 ms, the socket is read every 2 ms and not for each of them.
 //! * **Brokers** are tried in turn after a failed attempt; a broker that was lost is tried first again, since it has the
 //!   session.
@@ -257,7 +257,8 @@ impl Source {
                     self.context.intake.urge();
                 }
                 acknowledgement = self.context.intake.acknowledged() => {
-                    self.deliveries.acknowledged(acknowledgement?, &mut connection.writer);
+                    let now = self.context.clock.monotonic();
+                    self.deliveries.acknowledged(now, acknowledgement?, &mut connection.writer);
                     self.count_unacknowledged();
                 }
                 reservation = optional(&mut room) => {

@@ -21,6 +21,9 @@ const IN_FLIGHT_GUESS: usize = 20;
 /// Silence after which a broker with [`IN_FLIGHT_GUESS`] messages in flight is taken to hold back.
 const STALL_AFTER: Duration = Duration::from_millis(3);
 
+/// Silence before an acknowledgement after which the broker is taken to have held back all the while.
+const HELD_BACK_AFTER: Duration = Duration::from_millis(10);
+
 /// What it takes to answer a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
@@ -63,6 +66,8 @@ pub(super) struct Deliveries {
     known: BTreeMap<u16, u64>,
     /// QoS 2 messages of this connection whose PUBREL is outstanding: they count against the broker's limit.
     unreleased: usize,
+    /// Most in flight since the broker last held back: its limit is taken to be no lower.
+    peak: usize,
     last_ticket: Ticket,
     last_acknowledgement: Option<Acknowledgement>,
     arrived_at: Monotonic,
@@ -77,6 +82,7 @@ impl Deliveries {
             waiting: Unacknowledged::default(),
             known: BTreeMap::new(),
             unreleased: 0,
+            peak: 0,
             last_ticket: Ticket::default(),
             last_acknowledgement: None,
             arrived_at: Monotonic::default(),
@@ -90,6 +96,7 @@ impl Deliveries {
             self.known.insert(answer.packet_id, answer.digest);
         }
         self.unreleased = 0;
+        self.peak = 0;
         self.urged = false;
     }
 
@@ -121,11 +128,20 @@ impl Deliveries {
         for answer in answers {
             self.waiting.push(self.last_ticket, answer);
         }
+        self.peak = self.peak.max(self.in_flight());
         self.urged = false;
     }
 
     /// Answers what `acknowledgement` covers.
-    pub(super) fn acknowledged(&mut self, acknowledgement: Acknowledgement, writer: &mut Writer) {
+    pub(super) fn acknowledged(
+        &mut self,
+        now: Monotonic,
+        acknowledgement: Acknowledgement,
+        writer: &mut Writer,
+    ) {
+        if now.since(self.arrived_at) >= HELD_BACK_AFTER {
+            self.peak = self.in_flight();
+        }
         self.last_acknowledgement = Some(acknowledgement);
         self.answer(writer);
     }
@@ -167,7 +183,7 @@ impl Deliveries {
         if self.in_flight() >= self.receive_maximum {
             return Some(self.arrived_at);
         }
-        (self.in_flight() >= IN_FLIGHT_GUESS).then(|| self.arrived_at + STALL_AFTER)
+        (self.in_flight() >= self.peak.max(IN_FLIGHT_GUESS)).then(|| self.arrived_at + STALL_AFTER)
     }
 
     /// The commit was asked for.
@@ -296,12 +312,12 @@ impl KeepAlive {
 
     /// When to send a ping: a quarter of the interval before the broker would lose patience.
     pub(super) fn ping_at(&self) -> Option<Monotonic> {
-        (self.pinged_at.is_none() && !self.interval.is_zero()).then(|| self.sent_at + self.interval * 3 / 4)
+        (!self.interval.is_zero()).then(|| self.sent_at + self.interval * 3 / 4)
     }
 
-    /// A ping was sent.
+    /// A ping was sent. It is not the last, though nothing came: while reading is held back, nothing can come.
     pub(super) fn pinged(&mut self, now: Monotonic) {
-        self.pinged_at = Some(now);
+        self.pinged_at.get_or_insert(now);
         self.sent_at = now;
     }
 
@@ -350,6 +366,22 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_was_passed_before_is_no_reason_to_hurry_until_the_broker_held_back_at_it() {
+        let acknowledge = |deliveries: &mut Deliveries, now, ticket| {
+            let acknowledgement = Acknowledgement::for_test(Ticket(ticket));
+            deliveries.acknowledged(now, acknowledgement, &mut Writer::new(MqttVersion::V3));
+        };
+        let mut deliveries = Deliveries::new(2048);
+        take(&mut deliveries, at(0), 1, 50);
+        acknowledge(&mut deliveries, at(1), 1);
+        take(&mut deliveries, at(10), 2, 30);
+        assert_eq!(deliveries.urge_at(), None, "it went on at 30 before");
+        acknowledge(&mut deliveries, at(25), 2);
+        take(&mut deliveries, at(30), 3, 30);
+        assert_eq!(deliveries.urge_at(), Some(at(33)), "it waited at 30 for the last answer");
+    }
+
+    #[test]
     fn at_receive_maximum_there_is_nothing_to_wait_for() {
         let mut deliveries = Deliveries::new(5);
         take(&mut deliveries, at(7), 1, 5);
@@ -362,7 +394,7 @@ mod tests {
         take(&mut deliveries, at(0), 1, 3);
         deliveries.disconnected();
         let mut writer = Writer::new(MqttVersion::V3);
-        deliveries.acknowledged(Acknowledgement::for_test(Ticket(1)), &mut writer);
+        deliveries.acknowledged(at(1), Acknowledgement::for_test(Ticket(1)), &mut writer);
         assert!(writer.is_empty());
     }
 
@@ -373,7 +405,7 @@ mod tests {
         keep_alive.sent(at(1000));
         assert_eq!(keep_alive.ping_at(), Some(at(4000)), "an acknowledgement is a sign of life");
         keep_alive.pinged(at(4000));
-        assert_eq!((keep_alive.ping_at(), keep_alive.dead_at()), (None, Some(at(8000))));
+        assert_eq!((keep_alive.ping_at(), keep_alive.dead_at()), (Some(at(7000)), Some(at(8000))));
         keep_alive.received();
         assert_eq!((keep_alive.ping_at(), keep_alive.dead_at()), (Some(at(7000)), None));
     }

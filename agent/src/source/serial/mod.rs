@@ -166,7 +166,11 @@ impl Source {
                     self.reopen.lived(since, now.monotonic);
                     cause.clear();
                     match ended {
-                        Ended::ForGood => return,
+                        Ended::ForGood => {
+                            // What the line still held. Bounded, since the intake may be full.
+                            let _ = timeout(DRAIN_TIMEOUT, self.submit_rest()).await;
+                            return;
+                        }
                         Ended::Lost(error) => error.to_string(),
                     }
                 }

@@ -100,7 +100,8 @@ impl NativeLine {
         let DeviceInfo { uid, boot, .. } = *device;
         let next_seq = match self.queue.progress.get(&uid) {
             None => None,
-            Some(known) if known.boot != boot => Some(0),
+            // With nothing dropped in this boot, what comes before the oldest reading it has was acknowledged elsewhere.
+            Some(known) if known.boot != boot => (device.lost > 0).then_some(0),
             // Some of it is on its way to the disk: the device greets again.
             Some(known) if known.committed != Some(known.delivered) => return,
             Some(known) => Some(known.delivered.wrapping_add(1)),

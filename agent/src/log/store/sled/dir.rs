@@ -4,7 +4,7 @@
 //! <dir>/lock                 flock of the running agent
 //! <dir>/ballast              space that is given back when the disk is full, so that epochs can still be opened
 //! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty)
-//! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. An epoch without it acknowledged nothing
+//! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. The newest epoch without it acknowledged nothing
 //! <dir>/del-<id:016x>/       an epoch that is being deleted
 //! <dir>/bad-<id:016x>/       an epoch that could not be read; for an operator to look at and remove
 //! ```
@@ -56,8 +56,14 @@ impl DataDir {
     /// Creates the directory if it is missing and locks it.
     pub(super) fn open(path: &Path, ballast_bytes: u64) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { dir: path.into(), source };
+        let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
         // What devices say about people is nobody's but the agent's.
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        for parent in missing.into_iter().filter_map(Path::parent) {
+            // Without its name the directory is gone after a power cut, with all that it acknowledged.
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            complain(parent, "sync", sync_dir(parent));
+        }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -85,22 +91,40 @@ impl DataDir {
     /// told and left for the next start.
     pub(super) fn recover(&self) -> io::Result<Vec<EpochId>> {
         let mut epochs = Vec::new();
+        let mut unmarked = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if parse(name, "del-").is_some() {
                 complain(&path, "finish deleting", fs::remove_dir_all(&path));
             } else if let Some(epoch) = parse(name, "e-") {
-                if !path.is_dir() {
+                if path.metadata().is_ok_and(|meta| !meta.is_dir()) {
                     complain(&path, "put aside", self.quarantine(epoch));
-                } else if !path.join(MARKER).exists() {
-                    complain(&path, "delete the unsynced epoch", self.delete(epoch));
-                } else {
-                    epochs.push(epoch);
+                    continue;
+                }
+                // Where the disk does not say, the epoch stays: the log puts it aside if it does not read.
+                match path.join(MARKER).try_exists() {
+                    Ok(false) => unmarked.push(epoch),
+                    marked => {
+                        complain(&path, "look for the marker", marked.map(|_| ()));
+                        epochs.push(epoch);
+                    }
                 }
             }
         }
         epochs.sort_unstable();
+        unmarked.sort_unstable();
+        let newest = epochs.last().max(unmarked.last()).copied();
+        for epoch in unmarked {
+            let path = self.epoch(epoch);
+            if Some(epoch) == newest {
+                complain(&path, "delete the unsynced epoch", self.delete(epoch));
+            } else {
+                // No epoch is begun before the one before it is synced, so this one was.
+                tracing::error!(path = %path.display(), "an epoch has lost its marker; put aside");
+                complain(&path, "put aside", self.quarantine(epoch));
+            }
+        }
         if let Some(&newest) = epochs.last() {
             // A kill leaves entries that the kernel has and the disk has not. Read, they may reach Kafka; so they are
             // made durable first.
@@ -124,10 +148,10 @@ impl DataDir {
     /// Makes the directory of a new epoch. One of the same name is the rest of an attempt that failed.
     pub(super) fn create(&self, epoch: EpochId) -> io::Result<PathBuf> {
         let path = self.epoch(epoch);
-        if path.join(MARKER).exists() {
+        if path.join(MARKER).try_exists()? {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        if path.exists() {
+        if path.try_exists()? {
             self.delete(epoch)?;
         }
         fs::create_dir(&path)?;
@@ -190,6 +214,7 @@ impl DataDir {
         if let Err(error) = taken {
             // A file system without fallocate: a file of zeros would cost flash at every full disk.
             tracing::debug!(%error, "no ballast");
+            complain(&path, "remove the empty ballast", fs::remove_file(&path));
         }
     }
 

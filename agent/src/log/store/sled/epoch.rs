@@ -25,9 +25,6 @@ const TREES_MAX: usize = 128;
 /// What an entry takes beside its bytes, about.
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
-/// A file system in memory.
-const MEMORY_DIR: &str = "/dev/shm";
-
 /// The epoch that is being written.
 #[derive(Debug)]
 pub(super) struct WriteEpoch {
@@ -114,9 +111,9 @@ pub(super) struct TreeFailure {
 
 impl ReadEpoch {
     pub(super) fn open(id: EpochId, path: &Path, timeout: Duration) -> Result<Self, Failure> {
-        if !path.join("db").is_file() {
-            // sled would make an empty Db of it.
-            return Err(Failure::Broken(io::Error::from(io::ErrorKind::NotFound).to_string()));
+        // Of a missing file sled would make an empty Db.
+        if !fs::metadata(path.join("db")).map_err(Failure::of_io)?.is_file() {
+            return Err(Failure::Broken("db is no file".into()));
         }
         let opened = guard::open(path, timeout)?;
         let names = match guard::call(|| Ok(opened.db.tree_names())) {
@@ -131,12 +128,26 @@ impl ReadEpoch {
         Ok(Self { id, path: path.into(), opened, trees, tree: None, copy: None })
     }
 
-    /// Opens a copy of the epoch in memory, for a disk that is so full that sled cannot open there.
-    pub(super) fn open_in_memory(id: EpochId, path: &Path, timeout: Duration) -> Result<Self, Failure> {
-        let copy =
-            tempfile::Builder::new().prefix("wayside-").tempdir_in(MEMORY_DIR).map_err(Failure::of_io)?;
+    /// Opens a copy of the epoch in `memory_dir`, a file system in memory, for a disk that is so full that sled cannot
+    /// open there.
+    pub(super) fn open_in_memory(
+        id: EpochId,
+        path: &Path,
+        memory_dir: &Path,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        // That there is no copy says nothing about the epoch.
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failure::NoSpace,
+            _ => Failure::Transient(io::Error::other(format!("copy to {}: {error}", memory_dir.display()))),
+        };
+        let copy = tempfile::Builder::new().prefix("wayside-").tempdir_in(memory_dir).map_err(failed)?;
         for name in ["conf", "db"] {
-            fs::copy(path.join(name), copy.path().join(name)).map_err(Failure::of_io)?;
+            let from = path.join(name);
+            // sled makes a missing `conf` again.
+            if from.try_exists().map_err(failed)? {
+                fs::copy(&from, copy.path().join(name)).map_err(failed)?;
+            }
         }
         let reader = Self::open(id, copy.path(), timeout)?;
         Ok(Self { copy: Some(copy), ..reader })

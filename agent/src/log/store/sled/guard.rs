@@ -113,7 +113,7 @@ pub(super) struct Opened {
 pub(super) fn open(path: &Path, timeout: Duration) -> Result<Opened, Failure> {
     let path = path.to_path_buf();
     let opened = on_helper("log-open", timeout, move || open_here(&path));
-    opened.unwrap_or_else(|| Err(Failure::Transient(io::ErrorKind::TimedOut.into())))
+    opened.unwrap_or_else(|error| Err(Failure::Transient(error)))
 }
 
 fn open_here(path: &Path) -> Result<Opened, Failure> {
@@ -174,31 +174,26 @@ pub(super) fn close(handles: impl Send + 'static, path: PathBuf, timeout: Durati
             tracing::warn!(path = %path.display(), "sled panicked while it closed");
         }
     });
-    if closed.is_none() {
-        tracing::error!("sled did not close in time; its handle is given up");
+    if let Err(error) = closed {
+        tracing::error!(%error, "sled did not close; its handle is given up");
     }
     release_memory();
 }
 
-/// Runs `job` on a thread of its own; none when it takes longer than `timeout`. The thread then ends when it ends, and
-/// its result is dropped there.
+/// Runs `job` on a thread of its own. When it takes longer than `timeout` the error is
+/// [`TimedOut`](io::ErrorKind::TimedOut); the thread then ends when it ends, and its result is dropped there. Any other
+/// error is the system's, which has no thread to give.
 fn on_helper<T: Send + 'static>(
     name: &str,
     timeout: Duration,
     job: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+) -> io::Result<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
-    let spawned = thread::Builder::new().name(name.into()).spawn(move || {
+    thread::Builder::new().name(name.into()).spawn(move || {
         // Nobody waits any more when the deadline has passed.
         let _ = sender.send(job());
-    });
-    match spawned {
-        Ok(_) => receiver.recv_timeout(timeout).ok(),
-        Err(error) => {
-            tracing::error!(%error, "no thread");
-            None
-        }
-    }
+    })?;
+    receiver.recv_timeout(timeout).map_err(|_| io::ErrorKind::TimedOut.into())
 }
 
 /// glibc keeps what sled freed; without this an agent that drains a backlog grows by tens of megabytes.

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::{ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, StoreError, StoredEntry};
+use super::{ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, SLOW_OPENS_MAX, StoreError, StoredEntry};
 use dir::DataDir;
 pub use dir::OpenError;
 use epoch::{ReadEpoch, WriteEpoch};
@@ -27,8 +27,8 @@ use guard::Failure;
 // A larger value would become a blob file, which sled never syncs.
 const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= guard::SEGMENT_BYTES / 4);
 
-/// How often an epoch may miss the deadline of its opening before it counts as damaged.
-const SLOW_OPENS_MAX: u32 = 3;
+/// A file system in memory.
+const MEMORY_DIR: &str = "/dev/shm";
 
 /// Bounds of the engine.
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ impl SledStore {
         }
         if matches!(opened, Err(Failure::NoSpace)) {
             tracing::warn!(%epoch, "disk full: the epoch is read from a copy in memory");
-            opened = ReadEpoch::open_in_memory(epoch, &path, self.options.timeout);
+            opened = ReadEpoch::open_in_memory(epoch, &path, Path::new(MEMORY_DIR), self.options.timeout);
         }
         match opened {
             Ok(reader) => {

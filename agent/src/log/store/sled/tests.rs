@@ -83,6 +83,47 @@ fn an_open_epoch_that_dies_is_closed_and_its_synced_entries_stay() {
 }
 
 #[test]
+fn an_epoch_that_cannot_be_copied_to_memory_is_not_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    write_epoch(&mut store, 0);
+    drop(store);
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    let path = dir.path().join(id(0).to_string());
+    let timeout = test_options().timeout;
+    for _ in 0..=SLOW_OPENS_MAX {
+        let failure = ReadEpoch::open_in_memory(id(0), &path, &dir.path().join("none"), timeout).unwrap_err();
+        assert!(matches!(store.read_failed(id(0), &path, failure), StoreError::Io { .. }));
+    }
+    fs::remove_file(path.join("conf")).unwrap();
+    let mut copy = ReadEpoch::open_in_memory(id(0), &path, dir.path(), timeout).unwrap();
+    assert_eq!(copy.read(EntrySeq(0), usize::MAX, &BTreeSet::new()).ok().map(|read| read.len()), Some(20));
+    copy.close(timeout);
+}
+
+#[test]
+fn an_epoch_is_damaged_when_it_misses_its_last_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    let mut fail =
+        |kind: io::ErrorKind| store.read_failed(id(0), dir.path(), Failure::Transient(kind.into()));
+    for _ in 1..SLOW_OPENS_MAX {
+        assert!(matches!(fail(io::ErrorKind::TimedOut), StoreError::Io { .. }));
+        // No thread to open it on.
+        assert!(matches!(fail(io::ErrorKind::WouldBlock), StoreError::Io { .. }));
+    }
+    assert!(matches!(fail(io::ErrorKind::TimedOut), StoreError::Damaged { .. }));
+}
+
+#[test]
+fn a_ballast_that_does_not_fit_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::open(dir.path(), 1 << 60).unwrap();
+    data.take_ballast(u64::MAX, 0);
+    assert!(!dir.path().join("ballast").exists());
+}
+
+#[test]
 fn below_the_reserve_no_epoch_is_begun() {
     let dir = tempfile::tempdir().unwrap();
     let options = SledOptions { reserve_bytes: u64::MAX, ..test_options() };

@@ -269,7 +269,9 @@ fn a_full_intake_stops_the_reading_and_neither_pings_nor_acknowledgements() {
         pipeline.record().await;
         assert_eq!(pipeline.room_bytes(), 0);
         peer.publish(QoS::AtLeastOnce, 2, false, &"y".repeat(900)).await;
-        assert!(matches!(peer.packet().await, v5::Packet::PingReq(_)), "pings go on");
+        for _ in 0..2 {
+            assert!(matches!(peer.packet().await, v5::Packet::PingReq(_)), "pings go on");
+        }
         // What is not read is not answered.
         peer.release(7).await;
         pipeline.acknowledge_all();

@@ -85,14 +85,22 @@ fn a_broker_that_holds_back_is_answered_early() {
         let mut pipeline = start(config(MqttVersion::V3, Qos::AtLeastOnce, &[broker.port()]));
         let mut device = Device::new(broker.port());
         subscribed(&mut pipeline, &mut device).await;
-        for n in 0..30 {
-            device.publish("vehicle/7", false, n.to_string()).await;
-        }
-        pipeline.urge().await;
-        pipeline.acknowledge_all();
-        while pipeline.record().await.1.value != "29" {
+        // On a busy machine Mosquitto had more in flight while it was probed; having waited once at its limit, it is known.
+        for round in 0..20 {
+            for n in 0..30 {
+                device.publish("vehicle/7", false, format!("{round} {n}")).await;
+            }
+            let urged = timeout(Duration::from_millis(100), pipeline.urge()).await.is_ok();
             pipeline.acknowledge_all();
+            while pipeline.record().await.1.value != format!("{round} 29") {
+                pipeline.acknowledge_all();
+            }
+            pipeline.acknowledge_all();
+            if urged {
+                return;
+            }
         }
+        panic!("never asked for an early commit");
     });
 }
 

@@ -1,0 +1,294 @@
+//! From [`RawConfig`] to [`Config`]: every range and relation checked, all errors at once.
+
+mod sources;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    num::NonZeroU16,
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    Backoff, Commit, Compression, Config, Gateway, Log, LogFormat, Replicate, Stream, Telemetry, Value,
+    raw::{RawConfig, RawReplicate},
+};
+use crate::{log::RECORD_BYTES_MAX, record::StreamName, replicate::check_properties};
+
+/// Why a file is no configuration. Its text has one line per fault; each names key, value and limit.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the file")]
+    Read(#[from] std::io::Error),
+    /// The file is not TOML, or has a key or a type that is not known.
+    #[error(transparent)]
+    Syntax(#[from] toml::de::Error),
+    /// Values that cannot be.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Faults(Vec<Fault>),
+}
+
+/// One value that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The key, as a path: `source.mqtt[0].qos`.
+    pub key: String,
+    /// What is there, as typed.
+    pub value: String,
+    /// What would be right.
+    pub limit: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}: {}", self.key, self.value, self.limit)
+    }
+}
+
+/// Reads and checks the file at `path`.
+///
+/// # Errors
+/// [`ConfigError`]; the caller prints it and stops.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let raw: RawConfig = toml::from_str(&std::fs::read_to_string(path)?)?;
+    Config::try_from(raw)
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
+        let mut check = Checker::default();
+        let gateway = Gateway {
+            id: check.name("gateway.id", &raw.gateway.id),
+            environment: check.name("gateway.environment", &raw.gateway.environment),
+        };
+        let mut names = BTreeSet::new();
+        let mqtt: Vec<_> = each(&raw.source.mqtt, "source.mqtt", |key, source| {
+            check.unique(&format!("{key}.name"), &source.name, &mut names);
+            check.mqtt(&key, source, &gateway.id)
+        });
+        let serial: Vec<_> = each(&raw.source.serial, "source.serial", |key, source| {
+            check.unique(&format!("{key}.name"), &source.name, &mut names);
+            check.serial(&key, source)
+        });
+        if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
+            check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
+        }
+        let mut streams = BTreeMap::new();
+        for (i, stream) in raw.stream.iter().enumerate() {
+            let key = format!("stream[{i}]");
+            let name = check.stream(&format!("{key}.name"), &stream.name);
+            let partitions = check.range(&format!("{key}.partitions"), stream.partitions, 1, 10_000);
+            let partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
+            if let Some(name) = name
+                && streams.insert(name, Stream { partitions }).is_some()
+            {
+                check.fault(
+                    &format!("{key}.name"),
+                    &quoted(&stream.name),
+                    "already the name of another [[stream]]",
+                );
+            }
+        }
+        let commit = Commit {
+            window: Duration::from_millis(check.range("commit.window_ms", raw.commit.window_ms, 0, 10_000)),
+            batch_bytes: check.bytes("commit.batch_bytes", raw.commit.batch_bytes, 4 << 10, 16 << 20),
+            intake_bytes: check.bytes("commit.intake_bytes", raw.commit.intake_bytes, 64 << 10, 256 << 20),
+        };
+        if raw.commit.intake_bytes < raw.commit.batch_bytes {
+            check.fault(
+                "commit.intake_bytes",
+                &raw.commit.intake_bytes.to_string(),
+                "at least commit.batch_bytes",
+            );
+        }
+        let log = Log {
+            dir: check.filled("log.dir", &raw.log.dir).into(),
+            epoch_bytes: check.range("log.epoch_bytes", raw.log.epoch_bytes, 256 << 10, 64 << 20),
+            record_bytes_max: check.bytes(
+                "log.record_bytes_max",
+                raw.log.record_bytes_max.into(),
+                1 << 10,
+                RECORD_BYTES_MAX as u64,
+            ),
+            compression: check.compression("commit.compression", &raw.commit.compression),
+        };
+        let replicate = check.replicate(&raw.replicate);
+        let telemetry = Telemetry {
+            listen: (!raw.telemetry.listen.is_empty())
+                .then(|| {
+                    check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
+                })
+                .flatten(),
+            log_format: check
+                .choice(
+                    "telemetry.log_format",
+                    &raw.telemetry.log_format,
+                    &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
+                )
+                .unwrap_or(LogFormat::Logfmt),
+            log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
+        };
+        let config = Self { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
+        if check.faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(check.faults)) }
+    }
+}
+
+/// Applies `check` to each of a list of sections, with its key.
+fn each<R, T>(sections: &[R], key: &str, mut check: impl FnMut(String, &R) -> T) -> Vec<T> {
+    sections.iter().enumerate().map(|(i, section)| check(format!("{key}[{i}]"), section)).collect()
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+/// Collects faults. Its checks return a value in any case, so that one pass finds all of them.
+#[derive(Default)]
+struct Checker {
+    faults: Vec<Fault>,
+}
+
+impl Checker {
+    fn fault(&mut self, key: &str, value: &str, limit: &str) {
+        self.faults.push(Fault { key: key.into(), value: value.into(), limit: limit.into() });
+    }
+
+    fn range<T: PartialOrd + fmt::Display + Copy>(&mut self, key: &str, value: T, min: T, max: T) -> T {
+        if value < min || value > max {
+            self.fault(key, &value.to_string(), &format!("must be {min} to {max}"));
+        }
+        value
+    }
+
+    fn bytes(&mut self, key: &str, value: u64, min: u64, max: u64) -> usize {
+        usize::try_from(self.range(key, value, min, max)).unwrap_or(usize::MAX)
+    }
+
+    fn filled(&mut self, key: &str, value: &str) -> String {
+        if value.is_empty() {
+            self.fault(key, "\"\"", "must be set");
+        }
+        value.into()
+    }
+
+    /// A name that becomes a part of a topic or client id.
+    fn name(&mut self, key: &str, value: &str) -> String {
+        self.stream(key, value);
+        value.into()
+    }
+
+    fn unique(&mut self, key: &str, value: &str, seen: &mut BTreeSet<String>) {
+        self.name(key, value);
+        if !value.is_empty() && !seen.insert(value.into()) {
+            self.fault(key, &quoted(value), "already the name of another source");
+        }
+    }
+
+    fn stream(&mut self, key: &str, value: &str) -> Option<StreamName> {
+        StreamName::new(value).map_err(|error| self.fault(key, &quoted(value), &error.to_string())).ok()
+    }
+
+    fn parse<T: std::str::FromStr>(&mut self, key: &str, value: &str, limit: &str) -> Option<T> {
+        value.parse().map_err(|_| self.fault(key, &quoted(value), limit)).ok()
+    }
+
+    fn choice<T: Copy>(&mut self, key: &str, value: &str, choices: &[(&str, T)]) -> Option<T> {
+        let found = choices.iter().find(|(name, _)| *name == value).map(|(_, choice)| *choice);
+        if found.is_none() {
+            let names: Vec<_> = choices.iter().map(|(name, _)| quoted(name)).collect();
+            self.fault(key, &quoted(value), &format!("must be one of {}", names.join(", ")));
+        }
+        found
+    }
+
+    fn compression(&mut self, key: &str, value: &str) -> Compression {
+        let choices = [("zstd", Compression::Zstd), ("lz4", Compression::Lz4), ("none", Compression::None)];
+        self.choice(key, value, &choices).unwrap_or_default()
+    }
+
+    fn log_level(&mut self, key: &str, value: &str) -> String {
+        if let Err(error) = value.parse::<tracing_subscriber::EnvFilter>() {
+            self.fault(key, &quoted(value), &format!("is no level or filter: {error}"));
+        }
+        value.into()
+    }
+
+    fn value(&mut self, key: &str, value: &str, default: Value) -> Value {
+        if value.is_empty() {
+            return default;
+        }
+        self.choice(key, value, &[("raw", Value::Raw), ("json", Value::Json)]).unwrap_or(default)
+    }
+
+    fn backoff(&mut self, min: (&str, u64), max: (&str, u64)) -> Backoff {
+        self.range(min.0, min.1, 1, 3_600_000);
+        self.range(max.0, max.1, 1, 3_600_000);
+        if max.1 < min.1 {
+            self.fault(max.0, &max.1.to_string(), &format!("at least {} = {}", min.0, min.1));
+        }
+        Backoff { min: Duration::from_millis(min.1), max: Duration::from_millis(max.1) }
+    }
+
+    fn replicate(&mut self, raw: &RawReplicate) -> Replicate {
+        if raw.bootstrap_servers.is_empty() {
+            self.fault("replicate.bootstrap_servers", "[]", "at least one host:port");
+        }
+        for (i, server) in raw.bootstrap_servers.iter().enumerate() {
+            let port = server
+                .rsplit_once(':')
+                .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
+            if !matches!(port, Some(Ok(1..))) {
+                self.fault(
+                    &format!("replicate.bootstrap_servers[{i}]"),
+                    &quoted(server),
+                    "must be host:port",
+                );
+            }
+        }
+        let replication_factor = self.range("replicate.replication_factor", raw.replication_factor, 1, 100);
+        let min_insync_replicas =
+            self.range("replicate.min_insync_replicas", raw.min_insync_replicas, 1, 100);
+        if min_insync_replicas > replication_factor {
+            self.fault(
+                "replicate.min_insync_replicas",
+                &min_insync_replicas.to_string(),
+                &format!("at most replicate.replication_factor = {replication_factor}"),
+            );
+        }
+        if let Err(cause) = check_properties(&raw.properties) {
+            self.fault("replicate.properties", "{..}", &cause.to_string());
+        }
+        Replicate {
+            bootstrap_servers: raw.bootstrap_servers.clone(),
+            replication_factor,
+            min_insync_replicas,
+            compression: self.compression("replicate.compression", &raw.compression),
+            linger: Duration::from_millis(self.range("replicate.linger_ms", raw.linger_ms, 0, 60_000)),
+            in_flight_bytes: self.bytes(
+                "replicate.in_flight_bytes",
+                raw.in_flight_bytes,
+                128 << 10,
+                256 << 20,
+            ),
+            cursor_interval: Duration::from_millis(self.range(
+                "replicate.cursor_interval_ms",
+                raw.cursor_interval_ms,
+                10,
+                600_000,
+            )),
+            shutdown_flush: Duration::from_millis(self.range(
+                "replicate.shutdown_flush_ms",
+                raw.shutdown_flush_ms,
+                0,
+                600_000,
+            )),
+            properties: raw.properties.clone(),
+        }
+    }
+}

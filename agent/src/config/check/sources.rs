@@ -1,0 +1,217 @@
+//! The checks of `[[source.*]]`.
+
+use std::time::Duration;
+
+use super::{Checker, each, quoted};
+use crate::{
+    config::{
+        Broker, DeviceFrom, FlowControl, MqttSource, MqttVersion, Parity, Qos, Route, RouteDecode,
+        SerialProtocol, SerialSource, Value,
+        raw::{RawMqttSource, RawRoute, RawSerialSource},
+    },
+    decode::topic::TopicPattern,
+    record::DeviceId,
+};
+
+impl Checker {
+    pub(super) fn mqtt(&mut self, key: &str, raw: &RawMqttSource, gateway_id: &str) -> MqttSource {
+        let at = |name: &str| format!("{key}.{name}");
+        if raw.urls.is_empty() {
+            self.fault(&at("urls"), "[]", "at least one broker, mqtt://host:port");
+        }
+        if raw.route.is_empty() {
+            self.fault(&at("route"), "[]", "at least one [[source.mqtt.route]]");
+        }
+        let client_id = match raw.client_id.as_str() {
+            "" => format!("wayside-{gateway_id}-{}", raw.name),
+            id => id.to_owned(),
+        };
+        MqttSource {
+            name: raw.name.clone(),
+            brokers: each(&raw.urls, &at("urls"), |key, url| self.broker(&key, url))
+                .into_iter()
+                .flatten()
+                .collect(),
+            version: match raw.version {
+                5 => MqttVersion::V5,
+                3 => MqttVersion::V3,
+                other => {
+                    self.fault(&at("version"), &other.to_string(), "must be 5, or 3 for MQTT 3.1.1");
+                    MqttVersion::V5
+                }
+            },
+            client_id,
+            qos: match raw.qos {
+                0 => Qos::AtMostOnce,
+                1 => Qos::AtLeastOnce,
+                2 => Qos::ExactlyOnce,
+                other => {
+                    self.fault(&at("qos"), &other.to_string(), "must be 0, 1 or 2");
+                    Qos::AtLeastOnce
+                }
+            },
+            keep_alive: Duration::from_secs(
+                self.range(&at("keep_alive_s"), raw.keep_alive_s, 5, 3600).into(),
+            ),
+            session_expiry_s: raw.session_expiry_s,
+            receive_maximum: self.range(&at("receive_maximum"), raw.receive_maximum, 1, u16::MAX),
+            max_packet_bytes: self.range(&at("max_packet_bytes"), raw.max_packet_bytes, 1 << 10, 64 << 20),
+            reconnect: self.backoff(
+                (&at("reconnect_min_ms"), raw.reconnect_min_ms),
+                (&at("reconnect_max_ms"), raw.reconnect_max_ms),
+            ),
+            routes: each(&raw.route, &at("route"), |key, route| self.route(&key, route))
+                .into_iter()
+                .flatten()
+                .collect(),
+        }
+    }
+
+    fn broker(&mut self, key: &str, url: &str) -> Option<Broker> {
+        let address = url.strip_prefix("mqtt://").map(|rest| rest.trim_end_matches('/'));
+        // The port is behind the last colon, but an IPv6 address has colons of its own, inside brackets.
+        let broker = address.and_then(|address| match address.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => port.parse().ok().map(|port| (host, port)),
+            _ => Some((address, 1883)),
+        });
+        match broker {
+            Some((host, port)) if !host.is_empty() => {
+                Some(Broker { host: host.trim_start_matches('[').trim_end_matches(']').into(), port })
+            }
+            _ => {
+                self.fault(key, &quoted(url), "must be mqtt://host or mqtt://host:port");
+                None
+            }
+        }
+    }
+
+    fn route(&mut self, key: &str, raw: &RawRoute) -> Option<Route> {
+        let at = |name: &str| format!("{key}.{name}");
+        if !rumqttc::valid_filter(&raw.topic_filter) {
+            self.fault(&at("topic_filter"), &quoted(&raw.topic_filter), "must be an MQTT topic filter");
+        }
+        let kinds = [("json", 0), ("hfp", 1), ("raw", 2), ("native", 3)];
+        let kind = self.choice(&at("decode"), &raw.decode, &kinds)?;
+        let pointers = [
+            ("device_pointer", &raw.device_pointer),
+            ("time_pointer", &raw.time_pointer),
+            ("seq_pointer", &raw.seq_pointer),
+        ];
+        for (name, value) in pointers {
+            if kind != 0 && !value.is_empty() {
+                self.fault(&at(name), &quoted(value), "only for decode = \"json\"");
+            } else if !value.is_empty() && !value.starts_with('/') {
+                self.fault(&at(name), &quoted(value), "must be a JSON pointer, beginning with /");
+            }
+        }
+        if matches!(kind, 1 | 3) && !raw.device_topic.is_empty() {
+            self.fault(
+                &at("device_topic"),
+                &quoted(&raw.device_topic),
+                "only for decode = \"raw\" and \"json\"",
+            );
+        }
+        if kind == 3 && !raw.stream.is_empty() {
+            self.fault(
+                &at("stream"),
+                &quoted(&raw.stream),
+                "not for decode = \"native\": each schema has its own",
+            );
+        }
+        if !raw.device_topic.is_empty() {
+            self.device_topic(&at("device_topic"), &raw.device_topic);
+        }
+        let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let mut stream = || self.stream(&at("stream"), &raw.stream);
+        let decode = match kind {
+            0 => {
+                let stream = stream()?;
+                let device = match (filled(&raw.device_pointer), filled(&raw.device_topic)) {
+                    (Some(pointer), None) => DeviceFrom::Pointer(pointer),
+                    (None, Some(topic)) => DeviceFrom::Topic(topic),
+                    _ => {
+                        let value = quoted(&raw.device_pointer);
+                        self.fault(
+                            &at("device_pointer"),
+                            &value,
+                            "exactly one of device_pointer and device_topic must be set",
+                        );
+                        return None;
+                    }
+                };
+                let (time_pointer, seq_pointer) = (filled(&raw.time_pointer), filled(&raw.seq_pointer));
+                RouteDecode::Json { stream, device, time_pointer, seq_pointer }
+            }
+            1 => RouteDecode::Hfp { stream: stream()? },
+            2 => {
+                let stream = stream()?;
+                let device_topic = filled(&raw.device_topic);
+                if device_topic.is_none() {
+                    self.fault(&at("device_topic"), "\"\"", "must be set for decode = \"raw\"");
+                }
+                RouteDecode::Raw { stream, device_topic: device_topic? }
+            }
+            _ => RouteDecode::Native,
+        };
+        let default = if kind == 3 { Value::Json } else { Value::Raw };
+        let value = self.value(&at("value"), &raw.value, default);
+        if kind == 2 && value == Value::Json {
+            self.fault(&at("value"), &quoted(&raw.value), "must be \"raw\" for decode = \"raw\"");
+        }
+        Some(Route { topic_filter: raw.topic_filter.clone(), decode, value })
+    }
+
+    fn device_topic(&mut self, key: &str, pattern: &str) {
+        if let Err(cause) = TopicPattern::new(pattern) {
+            self.fault(key, &quoted(pattern), &cause.to_string());
+        }
+    }
+
+    pub(super) fn serial(&mut self, key: &str, raw: &RawSerialSource) -> SerialSource {
+        let at = |name: &str| format!("{key}.{name}");
+        let protocols = [("native", false), ("nmea", true)];
+        let protocol = if self.choice(&at("protocol"), &raw.protocol, &protocols) == Some(true) {
+            let device = if raw.device.is_empty() { &raw.name } else { &raw.device };
+            let device =
+                DeviceId::new(device).map_err(|e| self.fault(&at("device"), &quoted(device), &e.to_string()));
+            let stream = self.stream(&at("stream"), &raw.stream);
+            let raw_stream = self.stream(&at("raw_stream"), &raw.raw_stream);
+            match (stream, raw_stream, device) {
+                (Some(stream), Some(raw_stream), Ok(device)) => {
+                    SerialProtocol::Nmea { stream, raw_stream, device }
+                }
+                _ => SerialProtocol::Native, // faults are noted, the value is not used
+            }
+        } else {
+            SerialProtocol::Native
+        };
+        let parities = [("none", Parity::None), ("even", Parity::Even), ("odd", Parity::Odd)];
+        let flows = [
+            ("none", FlowControl::None),
+            ("hardware", FlowControl::Hardware),
+            ("software", FlowControl::Software),
+        ];
+        let flow_control =
+            self.choice(&at("flow_control"), &raw.flow_control, &flows).unwrap_or(FlowControl::None);
+        if protocol == SerialProtocol::Native && flow_control == FlowControl::Software {
+            self.fault(
+                &at("flow_control"),
+                "\"software\"",
+                "native frames hold XON and XOFF bytes: \"none\" or \"hardware\"",
+            );
+        }
+        SerialSource {
+            name: raw.name.clone(),
+            path: self.filled(&at("path"), &raw.path).into(),
+            protocol,
+            baud: self.range(&at("baud"), raw.baud, 300, 4_000_000),
+            parity: self.choice(&at("parity"), &raw.parity, &parities).unwrap_or(Parity::None),
+            flow_control,
+            value: self.value(&at("value"), &raw.value, Value::Json),
+            reopen: self.backoff(
+                (&at("reopen_min_ms"), raw.reopen_min_ms),
+                (&at("reopen_max_ms"), raw.reopen_max_ms),
+            ),
+        }
+    }
+}
