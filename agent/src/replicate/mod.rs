@@ -27,6 +27,9 @@
 //! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
 //! stay in flight; once they fill `in_flight_bytes`, the other partitions wait too. Their data is safe in the log.
 //!
+//! There is one producer. A topic that refuses everything (no right to write, or the gateway's clock is too far ahead)
+//! has it restarted again and again, up to 30 s apart; the other topics get on only in between.
+//!
 //! Kafka's retention by time goes by the record's timestamp, which is the event time. What a device with a clock far in
 //! the past sends may be deleted soon after it arrived; `message.timestamp.type=LogAppendTime` on the topic avoids it.
 

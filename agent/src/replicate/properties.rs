@@ -101,6 +101,8 @@ pub(super) fn producer(config: &Replicate, client_id: &str) -> ClientConfig {
         // No time limit: the length of an outage does not matter.
         .set("message.timeout.ms", "0")
         .set("compression.type", compression(config.compression))
+        // A gateway has more bandwidth than CPU. lz4's levels above 0 are slow ones, and "none" has none.
+        .set("compression.level", if config.compression == Compression::Zstd { "1" } else { "0" })
         .set("linger.ms", config.linger.as_millis().to_string())
         .set("delivery.report.only.error", "false")
         // Wider than the replicator's own bound, which counts more than librdkafka does per record.
