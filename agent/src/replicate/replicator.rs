@@ -294,7 +294,7 @@ impl Replicator {
         let Some(next) = lane.next() else { return Ok(false) };
         let (record, offset, entry) = (next.record, next.offset, next.entry);
         let first = lane.restamp.filter(|(restamped, _)| *restamped == offset);
-        let first = first.map_or(Stamp::EventTime, |(_, stamp)| stamp);
+        let first = first.map_or(Stamp::Event, |(_, stamp)| stamp);
         let (stamp, timestamp) = topic.limits.choose(record, first, wall);
         // Written when the config said more partitions than the topic has. A device's records on both sides of such a
         // change have no order anyway, as ever when partitions change in Kafka.
@@ -310,7 +310,7 @@ impl Replicator {
             record,
             offset,
             timestamp_ms: timestamp.as_millis(),
-            refused_event_time: record.event_time.filter(|_| stamp != Stamp::EventTime),
+            refused_event_time: record.event_time.filter(|_| stamp != Stamp::Event),
             token: slot.key(),
         });
         let settled = match result {

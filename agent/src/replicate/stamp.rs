@@ -9,20 +9,20 @@ const SKEW_LEARNT_MIN_US: u64 = 60_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stamp {
     /// When it happened, as the device says.
-    EventTime,
+    Event,
     /// When the gateway received it.
-    ReceiveTime,
+    Receive,
     /// When it is sent.
-    SendTime,
+    Send,
 }
 
 impl Stamp {
     /// What is tried after this was refused.
     pub(super) fn next(self) -> Option<Self> {
         match self {
-            Self::EventTime => Some(Self::ReceiveTime),
-            Self::ReceiveTime => Some(Self::SendTime),
-            Self::SendTime => None,
+            Self::Event => Some(Self::Receive),
+            Self::Receive => Some(Self::Send),
+            Self::Send => None,
         }
     }
 }
@@ -37,12 +37,12 @@ pub(super) struct StampLimits {
 impl StampLimits {
     /// The first time of `record` from `from` on that is not known to be refused at `wall`.
     pub(super) fn choose(&self, record: &Record, from: Stamp, wall: UnixMicros) -> (Stamp, UnixMicros) {
-        let event_time = record.event_time.map(|at| (Stamp::EventTime, at));
-        let times = event_time.into_iter().chain([(Stamp::ReceiveTime, record.received.at)]);
+        let event_time = record.event_time.map(|at| (Stamp::Event, at));
+        let times = event_time.into_iter().chain([(Stamp::Receive, record.received.at)]);
         times
             .filter(|(stamp, _)| *stamp >= from)
             .find(|(_, at)| self.takes(skew_us(*at, wall)))
-            .unwrap_or((Stamp::SendTime, wall))
+            .unwrap_or((Stamp::Send, wall))
     }
 
     fn takes(&self, skew_us: i64) -> bool {

@@ -15,6 +15,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -23,6 +24,11 @@ use crate::log::store::{EntrySeq, EpochId};
 
 const MARKER: &str = "synced";
 const BALLAST: &str = "ballast";
+
+/// Times that a lock in use is asked for again, [`LOCK_PAUSE`] apart: an agent that was just killed holds it until the
+/// kernel has taken it apart.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a store did not open.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +77,17 @@ impl DataDir {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(failed)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse { dir: path.into() }),
-            Err(errno) => return Err(failed(errno.into())),
+        let mut tries = 0;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if tries < LOCK_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse { dir: path.into() }),
+                Err(errno) => return Err(failed(errno.into())),
+            }
         }
         Ok(Self { path: path.into(), ballast_bytes, _lock: lock })
     }
