@@ -10,7 +10,7 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! [`pipeline`] joins them. Around it: [`config`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
+//! [`pipeline`] joins them from [`parts`]. Around it: [`config`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
 
 pub mod batch;
 pub mod cli;
@@ -20,6 +20,7 @@ pub mod decode;
 pub mod env;
 pub mod log;
 pub mod partition;
+pub mod parts;
 pub mod pipeline;
 pub mod record;
 pub mod replicate;

@@ -20,15 +20,12 @@ use crate::{
         metrics::CommitMetrics,
         owner::{Acknowledgers, Owner},
     },
-    config::{Config, MqttSource, SerialSource},
-    env::{Clock, Entropy},
-    log::{
-        BatchGroup, Log, LogError, LogMetrics, LogOptions,
-        store::sled::{OpenError, SledOptions, SledStore},
-    },
-    replicate::{self, CursorFile, KafkaCluster, LogEnd, Replicate, ReplicateMetrics},
+    config::Config,
+    log::{BatchGroup, Log, LogError, LogMetrics, LogOptions},
+    parts::Parts,
+    replicate::{self, LogEnd, Replicate, ReplicateMetrics},
     source::{
-        self, Intake, SourceContext, SourceIndex,
+        Intake, SourceContext, SourceIndex,
         metrics::{SourceHealth, SourceMetrics},
     },
     telemetry::{
@@ -44,24 +41,9 @@ const FEED_GROUPS_MAX: usize = 16;
 /// Why the agent cannot run. All but the last stop it before it takes a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The data directory cannot be used: another agent has it, or the system says no.
-    #[error("cannot use the data directory (log.dir)")]
-    Directory(#[from] OpenError),
-    /// The directory can be used, but what is in it cannot even be listed.
+    /// What the store keeps cannot even be listed.
     #[error("cannot open the log")]
     Log(#[from] LogError),
-    /// The cursor's file cannot be read or written: every start would send the whole log again.
-    #[error("cannot keep the cursor of the replication in {dir}")]
-    Cursor {
-        /// `log.dir`.
-        dir: String,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// The Kafka client does not take its configuration.
-    #[error("cannot set up the Kafka client ([replicate]): {0}")]
-    Kafka(String),
     /// The system has no thread for us.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -71,33 +53,18 @@ pub enum PipelineError {
     Panicked(&'static str),
 }
 
-/// A source that is not running yet.
-enum SourceConfig {
-    Mqtt(MqttSource),
-    Serial(SerialSource),
-}
-
-impl SourceConfig {
-    fn name(&self) -> &str {
-        match self {
-            Self::Mqtt(mqtt) => &mqtt.name,
-            Self::Serial(serial) => &serial.name,
-        }
-    }
-}
-
-/// Runs the agent until `stopping` turns true, then drains it: sources stop and wait for their acknowledgements, what
+/// Runs the agent until `asked_to_stop` turns true, then drains it: sources stop and wait for their acknowledgements, what
 /// they submitted is committed, and Kafka gets `replicate.shutdown_flush_ms` for what is in the log.
 ///
 /// # Errors
 /// [`PipelineError`], before anything was taken from a source; [`PipelineError::Panicked`] later.
 pub async fn run(
     config: Config,
-    clock: Arc<dyn Clock>,
-    entropy: impl Fn() -> Box<dyn Entropy>,
+    parts: Parts,
     mut asked_to_stop: watch::Receiver<bool>,
 ) -> Result<(), PipelineError> {
     let config = Arc::new(config);
+    let Parts { clock, entropy, store, cursor, cluster, sources } = parts;
     let mut registry = Registry::with_prefix("wayside");
     registry.register_collector(Box::new(ProcessCollector));
     let source_metrics = SourceMetrics::register(&mut registry);
@@ -110,8 +77,7 @@ pub async fn run(
     let room = Arc::new(Semaphore::new(config.commit.intake_bytes));
     let mut acknowledgers = Acknowledgers::new();
     let mut intakes = Vec::new();
-    let sources = config.mqtt.iter().cloned().map(SourceConfig::Mqtt);
-    for source in sources.chain(config.serial.iter().cloned().map(SourceConfig::Serial)) {
+    for source in sources {
         let index = SourceIndex(intakes.len());
         let (acknowledger, acknowledged) = watch::channel(None);
         acknowledgers.insert(index, acknowledger);
@@ -122,9 +88,6 @@ pub async fn run(
     drop(events); // the batch stage ends when the last source has dropped its intake
 
     // commit: the thread that owns the log. It goes on behind the cursor in any case.
-    let cursor_failed = |source| PipelineError::Cursor { dir: config.log.dir.display().to_string(), source };
-    let store = SledStore::open(&config.log.dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
-    let cursor = CursorFile::open(&config.log.dir).map_err(cursor_failed)?;
     let (next_seq_min, offsets_min) =
         cursor.1.as_ref().map(|cursor| (cursor.next, cursor.acknowledged.clone())).unwrap_or_default();
     let options = LogOptions {
@@ -133,7 +96,7 @@ pub async fn run(
         offsets_min,
         ..LogOptions::default()
     };
-    let (log, recovery) = Log::open(Box::new(store), options, log_metrics.clone())?;
+    let (log, recovery) = Log::open(store, options, log_metrics.clone())?;
     info!(
         epochs = recovery.epochs,
         quarantined = recovery.quarantined.len(),
@@ -154,9 +117,7 @@ pub async fn run(
         live: fresh,
         reader: Box::new(log_client.clone()),
         log_end: LogEnd { next: recovery.end, offsets: recovery.next_offsets },
-        cluster: Box::new(
-            KafkaCluster::new(&config.replicate, &config.gateway.id).map_err(PipelineError::Kafka)?,
-        ),
+        cluster,
         config: config.replicate.clone(),
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
@@ -201,13 +162,7 @@ pub async fn run(
             health,
             shutdown: stopping.clone(),
         };
-        let record_bytes_max = config.log.record_bytes_max;
-        match source {
-            SourceConfig::Mqtt(mqtt) => tasks.spawn(source::mqtt::run(mqtt, record_bytes_max, context)),
-            SourceConfig::Serial(serial) => {
-                tasks.spawn(source::serial::run(serial, record_bytes_max, context))
-            }
-        };
+        tasks.spawn(source.run(context));
     }
 
     // telemetry

@@ -6,7 +6,6 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -19,7 +18,7 @@ use tracing::{error, info};
 
 use crate::{
     config::{Config, check},
-    env::{SystemClock, SystemEntropy},
+    parts::Parts,
     pipeline, telemetry,
 };
 
@@ -111,7 +110,6 @@ fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the I/O runtime")?;
-    let clock = Arc::new(SystemClock::new());
     runtime.block_on(async {
         let (stop, stopping) = watch::channel(false);
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -125,8 +123,7 @@ fn run(config: Config) -> anyhow::Result<()> {
             error!("stopped at once by a second signal; what was not acknowledged will come again");
             std::process::exit(1);
         });
-        pipeline::run(config, clock, || Box::new(SystemEntropy::new()), stopping)
-            .await
-            .context("the agent cannot run")
+        let parts = Parts::system(&config).context("the agent cannot run")?;
+        pipeline::run(config, parts, stopping).await.context("the agent cannot run")
     })
 }

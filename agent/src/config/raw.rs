@@ -227,7 +227,7 @@ pub struct RawLog {
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { dir: "/var/lib/wayside".into(), epoch_bytes: 8 * 1024 * 1024, record_bytes_max: 64 * 1024 }
+        Self { dir: "/var/lib/wayside".into(), epoch_bytes: 4 * 1024 * 1024, record_bytes_max: 64 * 1024 }
     }
 }
 
@@ -263,7 +263,7 @@ impl Default for RawReplicate {
             min_insync_replicas: 2,
             compression: "zstd".into(),
             linger_ms: 50,
-            in_flight_bytes: 4 * 1024 * 1024,
+            in_flight_bytes: 1024 * 1024,
             cursor_interval_ms: 5_000,
             shutdown_flush_ms: 10_000,
             properties: std::collections::BTreeMap::new(),

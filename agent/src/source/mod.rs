@@ -10,7 +10,7 @@ pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, pin::Pin, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
@@ -20,6 +20,19 @@ use crate::{
     record::Record,
 };
 use metrics::{SourceCounters, SourceHealth};
+
+/// A running source.
+pub type SourceFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A source that is not running yet.
+pub trait Source: Send {
+    /// Its name in logs and metrics, unique.
+    fn name(&self) -> &str;
+
+    /// Runs until `context.shutdown` turns true or the pipeline ends. Answers its devices only for an
+    /// [`Acknowledgement`]; what it has not answered, they send again.
+    fn run(self: Box<Self>, context: SourceContext) -> SourceFuture;
+}
 
 /// What the pipeline gives a source to run with.
 pub struct SourceContext {

@@ -1,0 +1,111 @@
+//! What the pipeline is joined from: the system's own parts in production, others in a simulation.
+
+use std::{io, sync::Arc};
+
+use crate::{
+    config::{Config, MqttSource, SerialSource},
+    env::{Clock, Entropy, SystemClock, SystemEntropy},
+    log::store::{
+        EpochStore,
+        sled::{OpenError, SledOptions, SledStore},
+    },
+    replicate::{Cluster, Cursor, CursorFile, KafkaCluster},
+    source::{self, Source, SourceContext, SourceFuture},
+};
+
+/// The parts behind the pipeline's traits.
+pub struct Parts {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Makes a generator of chance for each stage that needs one.
+    pub entropy: Box<dyn Fn() -> Box<dyn Entropy> + Send>,
+    /// Keeps the log's epochs.
+    pub store: Box<dyn EpochStore>,
+    /// The cursor's file and what was in it.
+    pub cursor: (CursorFile, Option<Cursor>),
+    /// Kafka.
+    pub cluster: Box<dyn Cluster>,
+    /// Where frames come from.
+    pub sources: Vec<Box<dyn Source>>,
+}
+
+/// Why a part cannot be had. The agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum PartsError {
+    /// The data directory cannot be used: another agent has it, or the system says no.
+    #[error("cannot use the data directory (log.dir)")]
+    Directory(#[from] OpenError),
+    /// The cursor's file cannot be read or written: every start would send the whole log again.
+    #[error("cannot keep the cursor of the replication in {dir}")]
+    Cursor {
+        /// `log.dir`.
+        dir: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The Kafka client does not take its configuration.
+    #[error("cannot set up the Kafka client ([replicate]): {0}")]
+    Kafka(String),
+}
+
+impl Parts {
+    /// The parts that `config` asks for: sled in its data directory, librdkafka, brokers and ports.
+    ///
+    /// # Errors
+    /// [`PartsError`]; nothing was taken from a source.
+    pub fn system(config: &Config) -> Result<Self, PartsError> {
+        let dir = &config.log.dir;
+        // The store comes first: it makes the directory and locks it against a second agent.
+        let store = SledStore::open(dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
+        let cursor = CursorFile::open(dir)
+            .map_err(|source| PartsError::Cursor { dir: dir.display().to_string(), source })?;
+        let cluster = KafkaCluster::new(&config.replicate, &config.gateway.id).map_err(PartsError::Kafka)?;
+        let record_bytes_max = config.log.record_bytes_max;
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for mqtt in &config.mqtt {
+            sources.push(Box::new(Mqtt { config: mqtt.clone(), record_bytes_max }));
+        }
+        for serial in &config.serial {
+            sources.push(Box::new(Serial { config: serial.clone(), record_bytes_max }));
+        }
+        Ok(Self {
+            clock: Arc::new(SystemClock::new()),
+            entropy: Box::new(|| Box::new(SystemEntropy::new())),
+            store: Box::new(store),
+            cursor,
+            cluster: Box::new(cluster),
+            sources,
+        })
+    }
+}
+
+struct Mqtt {
+    config: MqttSource,
+    record_bytes_max: usize,
+}
+
+impl Source for Mqtt {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
+        Box::pin(source::mqtt::run(self.config, self.record_bytes_max, context))
+    }
+}
+
+struct Serial {
+    config: SerialSource,
+    record_bytes_max: usize,
+}
+
+impl Source for Serial {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
+        Box::pin(source::serial::run(self.config, self.record_bytes_max, context))
+    }
+}
