@@ -4,6 +4,7 @@
 //! # Layout: the journey of a record, one module per word
 //! * [`source`]: bytes in, acknowledgements out
 //! * [`decode`]: device, stream, event time and the value as Kafka gets it
+//! * [`intake`]: their way into the commit, and the acknowledgement's way back
 //! * [`partition`]: a device always in the same place
 //! * [`batch`]: records of one (stream, partition) together
 //! * [`commit`]: many batches, one sync, then the acknowledgement
@@ -18,6 +19,7 @@ pub mod commit;
 pub mod config;
 pub mod decode;
 pub mod env;
+pub mod intake;
 pub mod log;
 pub mod partition;
 pub mod parts;

@@ -21,11 +21,12 @@ use crate::{
         owner::{Acknowledgers, Owner},
     },
     config::Config,
+    intake::{Intake, SourceIndex},
     log::{BatchGroup, Log, LogError, LogMetrics, LogOptions},
     parts::Parts,
     replicate::{self, LogEnd, Replicate, ReplicateMetrics},
     source::{
-        Intake, SourceContext, SourceIndex,
+        SourceContext,
         metrics::{SourceHealth, SourceMetrics},
     },
     telemetry::{

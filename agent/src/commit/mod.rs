@@ -15,39 +15,9 @@ use crate::{
     batch::{Batch, Batcher},
     config,
     env::{Clock, Monotonic},
-    log::CommitReceipt,
+    intake::{IntakeEvent, SourceIndex, Submission, Ticket},
     partition::partition_of,
-    source::{IntakeEvent, SourceIndex, Submission, Ticket},
 };
-
-/// Every submission of a source up to a ticket is durable: the source may answer its device.
-///
-/// Made from the log's [`CommitReceipt`] alone, so that an answer before the sync does not compile:
-/// ```compile_fail,E0451
-/// let forged = wayside::commit::Acknowledgement { through: wayside::source::Ticket::default() };
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Acknowledgement {
-    through: Ticket,
-}
-
-impl Acknowledgement {
-    /// `receipt` is the proof that the submission `through` and all before it are on stable storage.
-    pub(crate) fn new(_receipt: &CommitReceipt, through: Ticket) -> Self {
-        Self { through }
-    }
-
-    /// An acknowledgement without a sync, for tests of what waits for one.
-    #[cfg(test)]
-    pub(crate) fn for_test(through: Ticket) -> Self {
-        Self { through }
-    }
-
-    /// The last ticket covered.
-    pub fn through(self) -> Ticket {
-        self.through
-    }
-}
 
 /// What one commit makes durable.
 #[derive(Debug)]

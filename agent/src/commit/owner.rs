@@ -14,12 +14,12 @@ use std::{
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error};
 
-use super::{Acknowledgement, PendingCommit, metrics::CommitMetrics};
+use super::{PendingCommit, metrics::CommitMetrics};
 use crate::{
     env::{Clock, Monotonic},
+    intake::{Acknowledgement, SourceIndex},
     log::{BatchGroup, Committed, EntrySeq, Log, LogMetrics, ReadOutcome},
     replicate::{LogReader, LogUnavailable},
-    source::SourceIndex,
 };
 
 /// First delay before a failed commit is tried again; doubled up to [`RETRY_MAX`].

@@ -80,7 +80,7 @@ pub struct BatchGroup {
 /// Proof that everything appended before is on stable storage: it survives a power cut.
 ///
 /// Only [`Log::sync`] makes one, after the store's `fdatasync` returned, and nothing but it can become an
-/// [`Acknowledgement`](crate::commit::Acknowledgement).
+/// [`Acknowledgement`](crate::intake::Acknowledgement).
 /// ```compile_fail
 /// let forged = wayside::log::CommitReceipt { _private: () };
 /// ```

@@ -1,7 +1,7 @@
 //! Sources: bytes in, records into the [`Intake`], acknowledgements out.
 //!
-//! Each source is one task that owns its connection. It numbers what it submits with [`Ticket`]s and answers its device
-//! only for an [`Acknowledgement`], which nothing but a completed sync can make.
+//! Each source is one task that owns its connection, and answers its device only for an
+//! [`Acknowledgement`](crate::intake::Acknowledgement).
 
 pub mod backoff;
 pub mod metrics;
@@ -10,14 +10,13 @@ pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::{collections::VecDeque, fmt, pin::Pin, sync::Arc};
+use std::{fmt, pin::Pin, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::watch;
 
 use crate::{
-    commit::Acknowledgement,
     env::{Clock, Entropy},
-    record::Record,
+    intake::Intake,
 };
 use metrics::{SourceCounters, SourceHealth};
 
@@ -30,7 +29,7 @@ pub trait Source: Send {
     fn name(&self) -> &str;
 
     /// Runs until `context.shutdown` turns true or the pipeline ends. Answers its devices only for an
-    /// [`Acknowledgement`]; what it has not answered, they send again.
+    /// [`Acknowledgement`](crate::intake::Acknowledgement); what it has not answered, they send again.
     fn run(self: Box<Self>, context: SourceContext) -> SourceFuture;
 }
 
@@ -53,187 +52,5 @@ pub struct SourceContext {
 impl fmt::Debug for SourceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SourceContext").field("intake", &self.intake).finish_non_exhaustive()
-    }
-}
-
-/// Number of a submission of one source: 1, 2, 3, ... in the order of [`Intake::submit`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub(crate) u64);
-
-/// Which source, by its place in the pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SourceIndex(pub(crate) usize);
-
-/// The pipeline has ended; the source stops reading and returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the pipeline takes no more records")]
-pub struct IntakeClosed;
-
-/// Room in the intake for records that are not handed over yet.
-#[derive(Debug)]
-pub struct Reservation(OwnedSemaphorePermit);
-
-/// Records of one frame on their way to the batch stage. Its bytes stay counted until the commit has them.
-#[derive(Debug)]
-pub struct Submission {
-    pub(crate) source: SourceIndex,
-    pub(crate) ticket: Ticket,
-    pub(crate) records: Vec<Record>,
-    pub(crate) permit: OwnedSemaphorePermit,
-}
-
-/// What a source sends to the batch stage.
-#[derive(Debug)]
-pub(crate) enum IntakeEvent {
-    /// Records to commit.
-    Submission(Submission),
-    /// A source has reached its in-flight limit and waits: commit early.
-    Urge,
-}
-
-/// A source's way into the pipeline. Bounded in bytes over all sources.
-pub struct Intake {
-    source: SourceIndex,
-    next: u64,
-    events: mpsc::UnboundedSender<IntakeEvent>,
-    bytes: Arc<Semaphore>,
-    limit_bytes: usize,
-    acknowledged: watch::Receiver<Option<Acknowledgement>>,
-}
-
-impl fmt::Debug for Intake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Intake")
-            .field("source", &self.source)
-            .field("next", &self.next)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Intake {
-    pub(crate) fn new(
-        source: SourceIndex,
-        events: mpsc::UnboundedSender<IntakeEvent>,
-        bytes: Arc<Semaphore>,
-        limit_bytes: usize,
-        acknowledged: watch::Receiver<Option<Acknowledgement>>,
-    ) -> Self {
-        Self { source, next: 1, events, bytes, limit_bytes, acknowledged }
-    }
-
-    /// Hands over the records of one frame (at least one); waits while the pipeline holds as many bytes as it may.
-    /// Cancel-safe: a cancelled call has submitted nothing.
-    ///
-    /// # Errors
-    /// [`IntakeClosed`] once the pipeline shuts down: nothing was taken, nothing will be acknowledged.
-    pub async fn submit(&mut self, records: Vec<Record>) -> Result<Ticket, IntakeClosed> {
-        let room = self.reserve(&records).await?;
-        self.submit_reserved(room, records)
-    }
-
-    /// Takes the room that `records` need, if it is there now and nobody waits for it.
-    pub fn try_reserve(&self, records: &[Record]) -> Option<Reservation> {
-        Arc::clone(&self.bytes).try_acquire_many_owned(self.share(records)).ok().map(Reservation)
-    }
-
-    /// Waits for the room that `records` need. The future owns all it needs, so that a source can wait for room and for
-    /// acknowledgements at once; dropping it gives the place in the queue back.
-    ///
-    /// # Errors
-    /// [`IntakeClosed`] once the pipeline shuts down.
-    pub fn reserve(
-        &self,
-        records: &[Record],
-    ) -> impl Future<Output = Result<Reservation, IntakeClosed>> + Send + use<> {
-        let (bytes, share) = (Arc::clone(&self.bytes), self.share(records));
-        async move { bytes.acquire_many_owned(share).await.map(Reservation).map_err(|_| IntakeClosed) }
-    }
-
-    fn share(&self, records: &[Record]) -> u32 {
-        let size_bytes: usize = records.iter().map(Record::size_bytes).sum();
-        // A frame larger than the whole bound passes alone instead of never.
-        u32::try_from(size_bytes.min(self.limit_bytes)).unwrap_or(u32::MAX)
-    }
-
-    /// Hands over `records` in the room that [`Intake::reserve`] found for them.
-    ///
-    /// # Errors
-    /// [`IntakeClosed`] once the pipeline shuts down: nothing was taken, nothing will be acknowledged.
-    pub fn submit_reserved(
-        &mut self,
-        room: Reservation,
-        records: Vec<Record>,
-    ) -> Result<Ticket, IntakeClosed> {
-        let ticket = Ticket(self.next);
-        self.events
-            .send(IntakeEvent::Submission(Submission {
-                source: self.source,
-                ticket,
-                records,
-                permit: room.0,
-            }))
-            .map_err(|_| IntakeClosed)?;
-        self.next += 1;
-        Ok(ticket)
-    }
-
-    /// Asks for an early commit: the source cannot go on before it has answered what it submitted.
-    pub fn urge(&self) {
-        // A closed pipeline shows at the next submit.
-        let _ = self.events.send(IntakeEvent::Urge);
-    }
-
-    /// Waits for the next acknowledgement. Cancel-safe. It covers every ticket up to [`Acknowledgement::through`].
-    ///
-    /// # Errors
-    /// [`IntakeClosed`] when the commit stage has ended: what is not acknowledged by now never will be.
-    pub async fn acknowledged(&mut self) -> Result<Acknowledgement, IntakeClosed> {
-        loop {
-            self.acknowledged.changed().await.map_err(|_| IntakeClosed)?;
-            if let Some(acknowledgement) = *self.acknowledged.borrow_and_update() {
-                return Ok(acknowledgement);
-            }
-        }
-    }
-}
-
-/// What waits for its acknowledgement, in ticket order. `T` is what the source needs to answer its device.
-#[derive(Debug)]
-pub struct Unacknowledged<T> {
-    waiting: VecDeque<(Ticket, T)>,
-}
-
-impl<T> Default for Unacknowledged<T> {
-    fn default() -> Self {
-        Self { waiting: VecDeque::new() }
-    }
-}
-
-impl<T> Unacknowledged<T> {
-    /// Notes that `answer` waits for `ticket`, which is not earlier than any before; several answers may wait for one.
-    pub fn push(&mut self, ticket: Ticket, answer: T) {
-        debug_assert!(self.waiting.back().is_none_or(|(last, _)| *last <= ticket), "tickets ascend");
-        self.waiting.push_back((ticket, answer));
-    }
-
-    /// Takes what `acknowledgement` covers, in the order of submission (MQTT-4.6.0-2 asks for it).
-    pub fn release(&mut self, acknowledgement: Acknowledgement) -> impl Iterator<Item = T> {
-        let covered = self.waiting.partition_point(|(ticket, _)| *ticket <= acknowledgement.through());
-        self.waiting.drain(..covered).map(|(_, answer)| answer)
-    }
-
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// Takes all out unanswered, because the connection that they would be answered on is gone.
-    pub fn abandon(&mut self) -> impl Iterator<Item = T> {
-        self.waiting.drain(..).map(|(_, answer)| answer)
     }
 }

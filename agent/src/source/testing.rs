@@ -20,12 +20,12 @@ use tokio::{
 };
 
 use super::{
-    Intake, IntakeEvent, SourceContext, SourceIndex, Ticket,
+    SourceContext,
     metrics::{SourceHealth, SourceMetrics},
 };
 use crate::{
-    commit::Acknowledgement,
     env::{SystemClock, SystemEntropy},
+    intake::{Acknowledgement, Intake, IntakeEvent, SourceIndex, Ticket},
     record::Record,
 };
 

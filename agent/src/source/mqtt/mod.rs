@@ -10,7 +10,7 @@
 //!
 //! # Rules
 //! * **Acknowledgement**: PUBACK and PUBREC leave in PUBLISH order, only for what an
-//!   [`Acknowledgement`](crate::commit::Acknowledgement) covers, and only on the connection that brought the message.
+//!   [`Acknowledgement`](crate::intake::Acknowledgement) covers, and only on the connection that brought the message.
 //! * **Repetition**: what a broken connection leaves unanswered comes again with the DUP flag. It is held back if its
 //!   packet id, topic and payload are those of a message that was handed on and whose id the broker cannot have reused:
 //!   the session is the same, and we sent no PUBACK, or for QoS 2 saw no PUBREL. This lasts as long as the process: after
@@ -44,11 +44,12 @@ use self::{
     session::{Answer, Arrival, Deliveries, KeepAlive, Subscriptions},
     wire::{Packet, Publish},
 };
-use super::{IntakeClosed, Reservation, SourceContext, backoff::Backoff};
+use super::{SourceContext, backoff::Backoff};
 use crate::{
     config::{self, MqttSource},
     decode::mqtt::Router,
     env::Monotonic,
+    intake::{IntakeClosed, Reservation},
     record::{Received, Record},
 };
 

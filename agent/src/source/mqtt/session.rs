@@ -9,10 +9,9 @@ use std::{
 
 use super::wire::{Publish, Writer};
 use crate::{
-    commit::Acknowledgement,
     config::Qos,
     env::Monotonic,
-    source::{Ticket, Unacknowledged},
+    intake::{Acknowledgement, Ticket, Unacknowledged},
 };
 
 /// Unacknowledged messages at which a broker with MQTT 3.1.1 may hold back: Mosquitto's `max_inflight_messages`.

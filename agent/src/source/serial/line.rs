@@ -3,10 +3,10 @@
 use bytes::BytesMut;
 
 use crate::{
-    commit::Acknowledgement,
     env::Monotonic,
+    intake::{Acknowledgement, Ticket},
     record::{Received, Record},
-    source::{Ticket, metrics::SourceCounters},
+    source::metrics::SourceCounters,
 };
 
 /// A moment on both clocks.

@@ -4,7 +4,7 @@
 //! * **Coming and going**: a port that cannot be opened, or ends, is opened again by its path after a jittered delay. The
 //!   link's state outlives the port: a cable that was out for a minute costs no reading and repeats none.
 //! * **Acknowledgement**: the link's ACK tells a device only what an
-//!   [`Acknowledgement`](crate::commit::Acknowledgement) covers. All frames that are due leave in one write.
+//!   [`Acknowledgement`](crate::intake::Acknowledgement) covers. All frames that are due leave in one write.
 //! * **Back-pressure**: while the intake has no room, devices of the link protocol get no credit and keep their readings;
 //!   the window that still comes waits here. NMEA receivers cannot wait: what exceeds 64 KiB is dropped and counted.
 //! * **Pace**: while bytes come in a stream, the port is read every 2 ms and not for each of them.
@@ -33,11 +33,12 @@ use self::{
     native::{NativeConfig, NativeLine},
     nmea::NmeaLine,
 };
-use super::{IntakeClosed, Reservation, SourceContext, backoff::Backoff};
+use super::{SourceContext, backoff::Backoff};
 use crate::{
     config::{FlowControl, Parity, SerialProtocol, SerialSource},
     decode::nmea::NmeaRoute,
     env::Monotonic,
+    intake::{IntakeClosed, Reservation},
     record::Record,
 };
 

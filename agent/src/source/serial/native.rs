@@ -19,15 +19,15 @@ use wayside_protocol::{
 
 use super::line::{Line, Now};
 use crate::{
-    commit::Acknowledgement,
     config::Value,
     decode::{
         Origin, dead_letter,
         native::{self, Identity, uid_device},
     },
     env::Monotonic,
+    intake::{Acknowledgement, Ticket, Unacknowledged},
     record::{ClockQuality, Record, UnixMicros},
-    source::{Ticket, Unacknowledged, metrics::SourceCounters},
+    source::metrics::SourceCounters,
 };
 
 /// Devices remembered. Those beyond are served as if the agent had just started.

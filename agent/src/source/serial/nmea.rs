@@ -4,11 +4,11 @@ use bytes::BytesMut;
 
 use super::line::{Line, Now};
 use crate::{
-    commit::Acknowledgement,
     decode::nmea::{FramerCounters, NmeaDecoder, NmeaRoute},
     env::Monotonic,
+    intake::{Acknowledgement, Ticket},
     record::Record,
-    source::{Ticket, metrics::SourceCounters},
+    source::metrics::SourceCounters,
 };
 
 /// Bytes of records that may wait for room in the intake: about a minute of a talkative receiver. It cannot be told to
