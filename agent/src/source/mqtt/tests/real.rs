@@ -40,21 +40,14 @@ async fn subscribed(pipeline: &mut FakePipeline, device: &mut Device) {
         }
     })
     .await;
-    // Probes on their way come before this. It is sent again in case that what ended the probing was an old connection's.
-    for attempt in 0..10 {
-        let end = format!("end {attempt}");
-        device.publish("vehicle/probe", false, end.clone()).await;
-        let came = timeout(Duration::from_secs(2), async {
-            while pipeline.record().await.1.value != end {
-                pipeline.acknowledge_all();
-            }
-        });
-        if came.await.is_ok() {
-            pipeline.acknowledge_all();
-            return;
-        }
+    // What ended the probing may be as much as the broker lets be in flight.
+    pipeline.acknowledge_all();
+    // Probes on their way come before this one.
+    device.publish("vehicle/probe", false, "end".into()).await;
+    while pipeline.record().await.1.value != "end" {
+        pipeline.acknowledge_all();
     }
-    panic!("the last message did not come");
+    pipeline.acknowledge_all();
 }
 
 #[test]
