@@ -1,4 +1,4 @@
-//! The whole stage against a real Kafka, where one is given: `WAYSIDE_TEST_KAFKA=host:port,... cargo test real_kafka`.
+//! The whole stage against a real Kafka, where one is given: `WAYSIDE_TEST_KAFKA=host:port,... cargo test real_kafka -- --ignored`.
 //! What librdkafka's mock cannot show: topics created, refusals by a broker's validation, the cost of a record.
 #![allow(clippy::disallowed_methods, reason = "real time, real brokers")]
 
@@ -137,6 +137,7 @@ fn create_topic(brokers: &str, topic: &str, key: &str, value: &str) {
 }
 
 #[test]
+#[ignore = "needs WAYSIDE_TEST_KAFKA, the bootstrap servers of a Kafka with three brokers"]
 fn real_kafka_gets_a_backlog_in_order_into_topics_that_were_missing() {
     let Some(brokers) = brokers() else { return };
     let environment = unique("t");
@@ -184,6 +185,7 @@ fn cpu_time() -> Duration {
 }
 
 #[test]
+#[ignore = "needs WAYSIDE_TEST_KAFKA, the bootstrap servers of a Kafka with three brokers"]
 fn real_kafka_refuses_a_record_for_its_size_and_gets_all_others() {
     let Some(brokers) = brokers() else { return };
     let environment = unique("t");
@@ -204,6 +206,7 @@ fn real_kafka_refuses_a_record_for_its_size_and_gets_all_others() {
 }
 
 #[test]
+#[ignore = "needs WAYSIDE_TEST_KAFKA, the bootstrap servers of a Kafka with three brokers"]
 fn real_kafka_refuses_an_event_time_and_gets_the_record_with_its_receive_time() {
     let Some(brokers) = brokers() else { return };
     let environment = unique("t");
