@@ -1,11 +1,19 @@
 //! `wayside.toml` as typed: every key with its default, nothing checked yet. [`super::Config`] is what the rest uses.
 //!
-//! Unknown keys are errors. The defaults are in the `impl Default` blocks here and nowhere else.
+//! Unknown keys are errors. The defaults are in the `impl Default` blocks here, the ranges of numbers at their keys, and
+//! nowhere else.
 
-use serde::Deserialize;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{Deserialize, Serialize};
+
+/// JSON Schema of the file, with every default, range and meaning.
+pub fn schema() -> schemars::Schema {
+    let inline = |settings: &mut SchemaSettings| settings.inline_subschemas = true;
+    SchemaSettings::draft2020_12().with(inline).into_generator().into_root_schema_for::<RawConfig>()
+}
 
 /// The whole file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
     /// Who this gateway is.
@@ -25,7 +33,7 @@ pub struct RawConfig {
 }
 
 /// `[gateway]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawGateway {
     /// Name of this gateway, unique in the fleet; in every record's headers. No default: must be set.
@@ -41,7 +49,7 @@ impl Default for RawGateway {
 }
 
 /// `[[source.*]]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawSources {
     /// MQTT brokers to subscribe at.
@@ -51,7 +59,7 @@ pub struct RawSources {
 }
 
 /// `[[source.mqtt]]`: a client of somebody's broker.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMqttSource {
     /// Name of the source, in logs and metrics. Must be set, unique.
@@ -65,17 +73,22 @@ pub struct RawMqttSource {
     /// Quality of service of the subscriptions: 0, 1 or 2.
     pub qos: u8,
     /// Keep-alive in seconds.
+    #[schemars(range(min = 5, max = 3600))]
     pub keep_alive_s: u16,
     /// How long the broker keeps the session and its queue while the agent is away, in seconds (MQTT 5).
     pub session_expiry_s: u32,
     /// Messages that the broker may have unacknowledged with us: MQTT's Receive Maximum. A commit starts early when it
     /// is reached.
+    #[schemars(range(min = 1, max = 65_535))]
     pub receive_maximum: u16,
     /// Largest packet accepted, in bytes.
+    #[schemars(range(min = 1_024, max = 67_108_864))]
     pub max_packet_bytes: u32,
     /// Shortest and longest delay before reconnecting, in ms; doubled at each failure, with full jitter.
+    #[schemars(range(min = 1, max = 3_600_000))]
     pub reconnect_min_ms: u64,
     /// See `reconnect_min_ms`.
+    #[schemars(range(min = 1, max = 3_600_000))]
     pub reconnect_max_ms: u64,
     /// What to subscribe to and what to make of it. At least one.
     pub route: Vec<RawRoute>,
@@ -101,7 +114,7 @@ impl Default for RawMqttSource {
 }
 
 /// `[[source.mqtt.route]]`: one subscription and how its payloads decode. A message takes the first route that matches.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawRoute {
     /// MQTT topic filter, with `+` and `#`. Must be set.
@@ -124,7 +137,7 @@ pub struct RawRoute {
 }
 
 /// `[[source.serial]]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawSerialSource {
     /// Name of the source, in logs and metrics. Must be set, unique.
@@ -134,6 +147,7 @@ pub struct RawSerialSource {
     /// `native` (protocol/SPEC.md) or `nmea` (NMEA 0183 and AIS). Must be set.
     pub protocol: String,
     /// Bits per second.
+    #[schemars(range(min = 300, max = 4_000_000))]
     pub baud: u32,
     /// `none`, `even` or `odd`.
     pub parity: String,
@@ -148,8 +162,10 @@ pub struct RawSerialSource {
     /// `raw`: the sentences; `json`: the normalised reading (`nmea`), or the decoded payload (`native`).
     pub value: String,
     /// Shortest and longest delay before a port that went away is opened again, in ms.
+    #[schemars(range(min = 1, max = 3_600_000))]
     pub reopen_min_ms: u64,
     /// See `reopen_min_ms`.
+    #[schemars(range(min = 1, max = 3_600_000))]
     pub reopen_max_ms: u64,
 }
 
@@ -173,12 +189,13 @@ impl Default for RawSerialSource {
 }
 
 /// `[[stream]]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawStream {
     /// Name of the stream. Must be set, unique.
     pub name: String,
     /// Partitions; must equal the topic's.
+    #[schemars(range(min = 1, max = 10_000))]
     pub partitions: u16,
 }
 
@@ -189,14 +206,17 @@ impl Default for RawStream {
 }
 
 /// `[commit]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawCommit {
     /// Shortest time between two syncs, in ms, unless a source waits. Longer is kinder to flash, later to acknowledge.
+    #[schemars(range(min = 0, max = 10_000))]
     pub window_ms: u64,
     /// Bytes of records that start a commit before the window is over.
+    #[schemars(range(min = 4_096, max = 16_777_216))]
     pub batch_bytes: u64,
     /// Bytes of records that may wait for a commit; beyond, sources wait.
+    #[schemars(range(min = 65_536, max = 268_435_456))]
     pub intake_bytes: u64,
     /// `zstd`, `lz4` or `none`.
     pub compression: String,
@@ -214,14 +234,16 @@ impl Default for RawCommit {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLog {
     /// Data directory, of this agent alone.
     pub dir: String,
     /// Bytes of an epoch at which a new one is begun.
+    #[schemars(range(min = 262_144, max = 67_108_864))]
     pub epoch_bytes: u64,
     /// Largest record in bytes, headers included; a larger one becomes a dead letter with its first bytes.
+    #[schemars(range(min = 1_024, max = crate::log::RECORD_BYTES_MAX))]
     pub record_bytes_max: u32,
 }
 
@@ -232,24 +254,30 @@ impl Default for RawLog {
 }
 
 /// `[replicate]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawReplicate {
     /// Kafka brokers, `host:port`. At least one.
     pub bootstrap_servers: Vec<String>,
     /// Replication factor of topics that the agent creates.
+    #[schemars(range(min = 1, max = 100))]
     pub replication_factor: i32,
     /// `min.insync.replicas` of topics that the agent creates.
+    #[schemars(range(min = 1, max = 100))]
     pub min_insync_replicas: i32,
     /// Kafka's `compression.type`: `zstd`, `lz4` or `none`.
     pub compression: String,
     /// Kafka's `linger.ms`.
+    #[schemars(range(min = 0, max = 60_000))]
     pub linger_ms: u64,
     /// Bytes of records handed to the Kafka client and not yet acknowledged by Kafka.
+    #[schemars(range(min = 131_072, max = 268_435_456))]
     pub in_flight_bytes: u64,
     /// Longest time between two writes of the cursor while it advances, in ms.
+    #[schemars(range(min = 10, max = 600_000))]
     pub cursor_interval_ms: u64,
     /// How long a shutdown waits for Kafka to acknowledge what is still in the log, in ms.
+    #[schemars(range(min = 0, max = 600_000))]
     pub shutdown_flush_ms: u64,
     /// Further properties of librdkafka, for what has no key of its own.
     pub properties: std::collections::BTreeMap<String, String>,
@@ -272,7 +300,7 @@ impl Default for RawReplicate {
 }
 
 /// `[telemetry]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTelemetry {
     /// Address of `/metrics` and `/healthz`; empty switches them off.

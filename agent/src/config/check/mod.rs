@@ -1,5 +1,6 @@
-//! From [`RawConfig`] to [`Config`]: every range and relation checked, all errors at once.
+//! From a file to [`Config`]: every key, type, range and relation checked, all errors at once.
 
+mod shape;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -14,9 +15,11 @@ use std::{
 
 use super::{
     Backoff, Commit, Compression, Config, Gateway, Log, LogFormat, Replicate, Stream, Telemetry, Value,
-    raw::{RawConfig, RawReplicate},
+    raw::{self, RawConfig, RawReplicate},
 };
-use crate::{log::RECORD_BYTES_MAX, record::StreamName, replicate::check_properties};
+use crate::{record::StreamName, replicate::check_properties};
+use serde::Deserialize as _;
+use shape::{Shaped, shape};
 
 /// Why a file is no configuration. Its text has one line per fault; each names key, value and limit.
 #[derive(Debug, thiserror::Error)]
@@ -24,10 +27,10 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the file")]
     Read(#[from] std::io::Error),
-    /// The file is not TOML, or has a key or a type that is not known.
-    #[error(transparent)]
-    Syntax(#[from] toml::de::Error),
-    /// Values that cannot be.
+    /// The file is not TOML.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Syntax(Vec<toml::de::Error>),
+    /// Keys and values that cannot be, in the order of the file.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
 }
@@ -35,6 +38,8 @@ pub enum ConfigError {
 /// One value that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
+    /// Where it stands in the file, or where it would; from 1.
+    pub line: Option<usize>,
     /// The key, as a path: `source.mqtt[0].qos`.
     pub key: String,
     /// What is there, as typed.
@@ -45,6 +50,9 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
         write!(f, "{} = {}: {}", self.key, self.value, self.limit)
     }
 }
@@ -54,94 +62,127 @@ impl fmt::Display for Fault {
 /// # Errors
 /// [`ConfigError`]; the caller prints it and stops.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let raw: RawConfig = toml::from_str(&std::fs::read_to_string(path)?)?;
-    Config::try_from(raw)
+    parse(&std::fs::read_to_string(path)?)
 }
 
-impl TryFrom<RawConfig> for Config {
-    type Error = ConfigError;
+/// Checks the text of a file.
+///
+/// # Errors
+/// [`ConfigError`], but not [`ConfigError::Read`].
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    let Shaped { table, mut faults, lines } =
+        shape(text, raw::schema().as_value()).map_err(ConfigError::Syntax)?;
+    let raw = RawConfig::deserialize(toml::Deserializer::from(table))
+        .map_err(|error| ConfigError::Syntax(vec![error]))?;
+    let (config, more) = check(&raw);
+    // What was taken out for a fault of its own may be missed by its neighbours: that is no second fault.
+    let taken_out: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+    faults.extend(more.into_iter().filter(|fault| !taken_out.iter().any(|key| related(key, &fault.key))));
+    for fault in &mut faults {
+        fault.line = fault.line.or_else(|| line_of(&fault.key, &lines));
+    }
+    faults.sort_by_key(|fault| fault.line.unwrap_or(usize::MAX));
+    if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+}
 
-    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let mut check = Checker::default();
-        let gateway = Gateway {
-            id: check.name("gateway.id", &raw.gateway.id),
-            environment: check.name("gateway.environment", &raw.gateway.environment),
-        };
-        let mut names = BTreeSet::new();
-        let mqtt: Vec<_> = each(&raw.source.mqtt, "source.mqtt", |key, source| {
-            check.unique(&format!("{key}.name"), &source.name, &mut names);
-            check.mqtt(&key, source, &gateway.id)
-        });
-        let serial: Vec<_> = each(&raw.source.serial, "source.serial", |key, source| {
-            check.unique(&format!("{key}.name"), &source.name, &mut names);
-            check.serial(&key, source)
-        });
-        if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
-            check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
+/// Whether one of two keys is within the other, or the same.
+fn related(a: &str, b: &str) -> bool {
+    let (outer, inner) = if a.len() < b.len() { (a, b) } else { (b, a) };
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// The line of `key`, or of what it belongs to.
+fn line_of(key: &str, lines: &BTreeMap<String, usize>) -> Option<usize> {
+    let mut key = key;
+    loop {
+        if let Some(line) = lines.get(key) {
+            return Some(*line);
         }
-        let mut streams = BTreeMap::new();
-        for (i, stream) in raw.stream.iter().enumerate() {
-            let key = format!("stream[{i}]");
-            let name = check.stream(&format!("{key}.name"), &stream.name);
-            let partitions = check.range(&format!("{key}.partitions"), stream.partitions, 1, 10_000);
-            let partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
-            if let Some(name) = name
-                && streams.insert(name, Stream { partitions }).is_some()
-            {
-                check.fault(
-                    &format!("{key}.name"),
-                    &quoted(&stream.name),
-                    "already the name of another [[stream]]",
-                );
-            }
-        }
-        let commit = Commit {
-            window: Duration::from_millis(check.range("commit.window_ms", raw.commit.window_ms, 0, 10_000)),
-            batch_bytes: check.bytes("commit.batch_bytes", raw.commit.batch_bytes, 4 << 10, 16 << 20),
-            intake_bytes: check.bytes("commit.intake_bytes", raw.commit.intake_bytes, 64 << 10, 256 << 20),
-        };
-        if raw.commit.intake_bytes < raw.commit.batch_bytes {
+        key = &key[..key.rfind(['.', '['])?];
+    }
+}
+
+/// What `raw` means, and what in it cannot be. The configuration is of no use if there are faults.
+fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
+    let mut check = Checker::default();
+    let gateway = Gateway {
+        id: check.name("gateway.id", &raw.gateway.id),
+        environment: check.name("gateway.environment", &raw.gateway.environment),
+    };
+    let mut names = BTreeSet::new();
+    let mqtt: Vec<_> = each(&raw.source.mqtt, "source.mqtt", |key, source| {
+        check.unique(&format!("{key}.name"), &source.name, &mut names);
+        check.mqtt(&key, source, &gateway.id)
+    });
+    let serial: Vec<_> = each(&raw.source.serial, "source.serial", |key, source| {
+        check.unique(&format!("{key}.name"), &source.name, &mut names);
+        check.serial(&key, source)
+    });
+    if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
+        check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
+    }
+    let mut streams = BTreeMap::new();
+    for (i, stream) in raw.stream.iter().enumerate() {
+        let key = format!("stream[{i}]");
+        let name = check.stream(&format!("{key}.name"), &stream.name);
+        let partitions = stream.partitions;
+        let partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
+        if let Some(name) = name
+            && streams.insert(name, Stream { partitions }).is_some()
+        {
             check.fault(
-                "commit.intake_bytes",
-                &raw.commit.intake_bytes.to_string(),
-                "at least commit.batch_bytes",
+                &format!("{key}.name"),
+                &quoted(&stream.name),
+                "already the name of another [[stream]]",
             );
         }
-        let log = Log {
-            dir: check.filled("log.dir", &raw.log.dir).into(),
-            epoch_bytes: check.range("log.epoch_bytes", raw.log.epoch_bytes, 256 << 10, 64 << 20),
-            record_bytes_max: check.bytes(
-                "log.record_bytes_max",
-                raw.log.record_bytes_max.into(),
-                1 << 10,
-                RECORD_BYTES_MAX as u64,
-            ),
-            compression: check.compression("commit.compression", &raw.commit.compression),
-        };
-        let replicate = check.replicate(&raw.replicate);
-        let telemetry = Telemetry {
-            listen: (!raw.telemetry.listen.is_empty())
-                .then(|| {
-                    check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
-                })
-                .flatten(),
-            log_format: check
-                .choice(
-                    "telemetry.log_format",
-                    &raw.telemetry.log_format,
-                    &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
-                )
-                .unwrap_or(LogFormat::Logfmt),
-            log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
-        };
-        let config = Self { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
-        if check.faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(check.faults)) }
     }
+    let commit = Commit {
+        window: Duration::from_millis(raw.commit.window_ms),
+        batch_bytes: size(raw.commit.batch_bytes),
+        intake_bytes: size(raw.commit.intake_bytes),
+    };
+    if raw.commit.intake_bytes < raw.commit.batch_bytes {
+        check.fault(
+            "commit.intake_bytes",
+            &raw.commit.intake_bytes.to_string(),
+            "at least commit.batch_bytes",
+        );
+    }
+    let log = Log {
+        dir: check.filled("log.dir", &raw.log.dir).into(),
+        epoch_bytes: raw.log.epoch_bytes,
+        record_bytes_max: size(raw.log.record_bytes_max.into()),
+        compression: check.compression("commit.compression", &raw.commit.compression),
+    };
+    let replicate = check.replicate(&raw.replicate);
+    let telemetry = Telemetry {
+        listen: (!raw.telemetry.listen.is_empty())
+            .then(|| {
+                check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
+            })
+            .flatten(),
+        log_format: check
+            .choice(
+                "telemetry.log_format",
+                &raw.telemetry.log_format,
+                &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
+            )
+            .unwrap_or(LogFormat::Logfmt),
+        log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
+    };
+    let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
+    (config, check.faults)
 }
 
 /// Applies `check` to each of a list of sections, with its key.
 fn each<R, T>(sections: &[R], key: &str, mut check: impl FnMut(String, &R) -> T) -> Vec<T> {
     sections.iter().enumerate().map(|(i, section)| check(format!("{key}[{i}]"), section)).collect()
+}
+
+/// A size that the schema bounds.
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 fn quoted(text: &str) -> String {
@@ -156,18 +197,7 @@ struct Checker {
 
 impl Checker {
     fn fault(&mut self, key: &str, value: &str, limit: &str) {
-        self.faults.push(Fault { key: key.into(), value: value.into(), limit: limit.into() });
-    }
-
-    fn range<T: PartialOrd + fmt::Display + Copy>(&mut self, key: &str, value: T, min: T, max: T) -> T {
-        if value < min || value > max {
-            self.fault(key, &value.to_string(), &format!("must be {min} to {max}"));
-        }
-        value
-    }
-
-    fn bytes(&mut self, key: &str, value: u64, min: u64, max: u64) -> usize {
-        usize::try_from(self.range(key, value, min, max)).unwrap_or(usize::MAX)
+        self.faults.push(Fault { line: None, key: key.into(), value: value.into(), limit: limit.into() });
     }
 
     fn filled(&mut self, key: &str, value: &str) -> String {
@@ -227,8 +257,6 @@ impl Checker {
     }
 
     fn backoff(&mut self, min: (&str, u64), max: (&str, u64)) -> Backoff {
-        self.range(min.0, min.1, 1, 3_600_000);
-        self.range(max.0, max.1, 1, 3_600_000);
         if max.1 < min.1 {
             self.fault(max.0, &max.1.to_string(), &format!("at least {} = {}", min.0, min.1));
         }
@@ -251,9 +279,8 @@ impl Checker {
                 );
             }
         }
-        let replication_factor = self.range("replicate.replication_factor", raw.replication_factor, 1, 100);
-        let min_insync_replicas =
-            self.range("replicate.min_insync_replicas", raw.min_insync_replicas, 1, 100);
+        let replication_factor = raw.replication_factor;
+        let min_insync_replicas = raw.min_insync_replicas;
         if min_insync_replicas > replication_factor {
             self.fault(
                 "replicate.min_insync_replicas",
@@ -269,25 +296,10 @@ impl Checker {
             replication_factor,
             min_insync_replicas,
             compression: self.compression("replicate.compression", &raw.compression),
-            linger: Duration::from_millis(self.range("replicate.linger_ms", raw.linger_ms, 0, 60_000)),
-            in_flight_bytes: self.bytes(
-                "replicate.in_flight_bytes",
-                raw.in_flight_bytes,
-                128 << 10,
-                256 << 20,
-            ),
-            cursor_interval: Duration::from_millis(self.range(
-                "replicate.cursor_interval_ms",
-                raw.cursor_interval_ms,
-                10,
-                600_000,
-            )),
-            shutdown_flush: Duration::from_millis(self.range(
-                "replicate.shutdown_flush_ms",
-                raw.shutdown_flush_ms,
-                0,
-                600_000,
-            )),
+            linger: Duration::from_millis(raw.linger_ms),
+            in_flight_bytes: size(raw.in_flight_bytes),
+            cursor_interval: Duration::from_millis(raw.cursor_interval_ms),
+            shutdown_flush: Duration::from_millis(raw.shutdown_flush_ms),
             properties: raw.properties.clone(),
         }
     }

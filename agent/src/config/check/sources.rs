@@ -50,12 +50,10 @@ impl Checker {
                     Qos::AtLeastOnce
                 }
             },
-            keep_alive: Duration::from_secs(
-                self.range(&at("keep_alive_s"), raw.keep_alive_s, 5, 3600).into(),
-            ),
+            keep_alive: Duration::from_secs(raw.keep_alive_s.into()),
             session_expiry_s: raw.session_expiry_s,
-            receive_maximum: self.range(&at("receive_maximum"), raw.receive_maximum, 1, u16::MAX),
-            max_packet_bytes: self.range(&at("max_packet_bytes"), raw.max_packet_bytes, 1 << 10, 64 << 20),
+            receive_maximum: raw.receive_maximum,
+            max_packet_bytes: raw.max_packet_bytes,
             reconnect: self.backoff(
                 (&at("reconnect_min_ms"), raw.reconnect_min_ms),
                 (&at("reconnect_max_ms"), raw.reconnect_max_ms),
@@ -204,7 +202,7 @@ impl Checker {
             name: raw.name.clone(),
             path: self.filled(&at("path"), &raw.path).into(),
             protocol,
-            baud: self.range(&at("baud"), raw.baud, 300, 4_000_000),
+            baud: raw.baud,
             parity: self.choice(&at("parity"), &raw.parity, &parities).unwrap_or(Parity::None),
             flow_control,
             value: self.value(&at("value"), &raw.value, Value::Json),

@@ -17,10 +17,6 @@ const GOOD: &str = r#"
     bootstrap_servers = ["127.0.0.1:9092"]
 "#;
 
-fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::try_from(toml::from_str::<RawConfig>(text).expect("valid TOML"))
-}
-
 /// Asserts that `text` has exactly the faults `expected`, each given as `key = value`.
 fn check_faults(text: &str, expected: &[&str]) {
     let Err(ConfigError::Faults(faults)) = parse(text) else { panic!("no faults found in {text}") };
@@ -50,12 +46,12 @@ fn all_faults_are_found_in_one_pass() {
     check_faults(
         &text,
         &[
-            "source.mqtt[0].version = 4",
             "source.mqtt[0].qos = 3",
+            "source.mqtt[0].version = 4",
             "source.mqtt[0].keep_alive_s = 1",
+            "replicate.min_insync_replicas = 5",
             "commit.window_ms = 60000",
             "commit.compression = \"gzip\"",
-            "replicate.min_insync_replicas = 5",
             "telemetry.listen = \"nowhere\"",
         ],
     );
@@ -99,10 +95,75 @@ fn two_sources_may_not_share_a_name() {
     check_faults(&text, &["source.serial[0].name = \"broker\""]);
 }
 
+/// The lines that a user sees.
+fn said(text: &str) -> Vec<String> {
+    parse(text).expect_err("faults").to_string().lines().map(str::to_owned).collect()
+}
+
 #[test]
-fn an_unknown_key_is_refused_with_its_place() {
-    let error = toml::from_str::<RawConfig>("[commit]\nwindow = 3").expect_err("unknown key").to_string();
-    assert!(error.contains("window") && error.contains("window_ms"), "{error}");
+fn unknown_keys_wrong_types_and_wrong_values_are_found_in_one_pass() {
+    let text = r#"
+        gateway.id = 7
+        [source]
+        mqt = 1
+        [source.serial]
+        name = "a"
+        [[stream]]
+        name = "occupancy"
+        partitions = 70000
+        [[stream]]
+        name = "occupancy"
+        partitions = "4"
+        [commit]
+        window = 3
+        compression = "gzip"
+        epoch_bytes = 0x10_0000
+        [replicate]
+        bootstrap_servers = ["k:9092", 9093]
+        linger_ms = -1
+        [replicate.properties]
+        "client.rack" = 1
+        [telemetry]
+        colour = "red"
+    "#;
+    assert_eq!(
+        said(text),
+        [
+            "line 2: gateway.id = 7: must be text in quotes",
+            "line 4: source.mqt = 1: unknown key; did you mean source.mqtt?",
+            "line 5: source.serial = {..}: must be a list of sections: [[source.serial]]",
+            "line 9: stream[0].partitions = 70000: must be 1 to 10000",
+            "line 11: stream[1].name = \"occupancy\": already the name of another [[stream]]",
+            "line 12: stream[1].partitions = \"4\": must be a whole number, without quotes",
+            "line 14: commit.window = 3: unknown key; did you mean commit.window_ms?",
+            "line 15: commit.compression = \"gzip\": must be one of \"zstd\", \"lz4\", \"none\"",
+            "line 16: commit.epoch_bytes = 0x10_0000: unknown key; did you mean epoch_bytes in [log]?",
+            "line 18: replicate.bootstrap_servers[1] = 9093: must be text in quotes",
+            "line 19: replicate.linger_ms = -1: must be 0 to 60000",
+            "line 21: replicate.properties.client.rack = 1: must be text in quotes",
+            "line 23: telemetry.colour = \"red\": unknown key; known here: listen, log_format, log_level",
+        ]
+    );
+}
+
+#[test]
+fn every_place_that_is_not_toml_is_named() {
+    let said = said("[commit\nwindow_ms = 3\n[log]\ndir = /var\n").join("\n");
+    assert!(said.contains("line 1, column") && said.contains("line 4, column"), "{said}");
+}
+
+#[test]
+fn a_fault_without_a_line_of_its_own_has_that_of_its_section() {
+    let text = GOOD.replace("urls", "client_id = \"c\" #");
+    assert_eq!(said(&text), ["line 3: source.mqtt[0].urls = []: at least one broker, mqtt://host:port"]);
+}
+
+#[test]
+fn the_schema_knows_every_default_and_range() {
+    let schema = serde_json::to_value(crate::config::raw::schema()).expect("JSON");
+    let window = &schema["properties"]["commit"]["properties"]["window_ms"];
+    assert_eq!((&window["default"], &window["maximum"]), (&20.into(), &10_000.into()));
+    assert!(window["description"].as_str().is_some_and(|text| text.contains("in ms")), "{window}");
 }
 
 #[test]
