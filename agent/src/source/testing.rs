@@ -225,6 +225,15 @@ impl FakePipeline {
     }
 }
 
+/// A source that outlived its test's pipeline would go on with the same client id, and the broker can have one alone.
+impl Drop for FakePipeline {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
 /// Runs `test` where sources run: one thread.
 pub(crate) fn on_one_thread(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -1,5 +1,7 @@
 //! The source against a real Mosquitto, both versions of MQTT, all QoS.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 
 use super::*;
@@ -31,9 +33,13 @@ const CONNECTED: &str = "wayside_source_connected{source=\"test\"} 1";
 
 /// Waits until the subscriptions work: a broker may take SUBSCRIBE after the device's first message.
 async fn subscribed(pipeline: &mut FakePipeline, device: &mut Device) {
+    // A session may still hold an earlier call's messages.
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let (probe, end) = (format!("probe {call}"), format!("end {call}"));
     within("a message through the broker", async {
-        while pipeline.rest().is_empty() {
-            device.publish("vehicle/probe", false, "probe".into()).await;
+        while !pipeline.rest().iter().any(|record| record.value == probe) {
+            device.publish("vehicle/probe", false, probe.clone()).await;
             // The broker's in-flight limit must not end the probing.
             pipeline.acknowledge_all();
             tokio::task::yield_now().await;
@@ -43,8 +49,8 @@ async fn subscribed(pipeline: &mut FakePipeline, device: &mut Device) {
     // What ended the probing may be as much as the broker lets be in flight.
     pipeline.acknowledge_all();
     // Probes on their way come before this one.
-    device.publish("vehicle/probe", false, "end".into()).await;
-    while pipeline.record().await.1.value != "end" {
+    device.publish("vehicle/probe", false, end.clone()).await;
+    while pipeline.record().await.1.value != end {
         pipeline.acknowledge_all();
     }
     pipeline.acknowledge_all();
