@@ -1,15 +1,12 @@
 //! An acknowledgement leaves after the `fdatasync` of its record has returned: seen from outside, call by call.
 
-use std::time::Duration;
-
+use wayside_tests::PATIENCE;
 use wayside_tests::agent::{self, Agent};
 use wayside_tests::kafka;
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::mqtt::Publisher;
 use wayside_tests::sim::{self, Load};
 use wayside_tests::strace::{Trace, Verdict};
-
-const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Runs the agent under strace while `work` is done, and judges every PUBACK that it sent.
 fn watch(name: &str, work: impl FnOnce(&Agent, &Mosquitto, &kafka::Cluster)) -> Verdict {
@@ -38,7 +35,7 @@ fn each_single_record_is_synced_before_its_puback() {
                 format!(r#"{{"device":"bus-1","seq":{seq},"time":"2026-01-01T00:00:{seq:02}.000000Z"}}"#);
             publisher.publish("traffic/bus-1/position", reading);
             // In Kafka, so it was committed: the next one needs a commit of its own.
-            reader.wait_for(seq, DEADLINE);
+            reader.wait_for(seq, PATIENCE);
         }
     });
     assert_eq!(verdict.premature, [] as [String; 0]);
@@ -54,8 +51,8 @@ fn no_puback_overtakes_its_sync_under_load() {
         let url = broker.url();
         let load = ["traffic", "--mqtt", &url, "--devices", "50", "--rate", "500", "--duration", "4s"];
         let mut load = Load::start(load);
-        load.finish(DEADLINE);
-        let report = sim::verify(cluster, agent.environment(), &[load.ledger()], DEADLINE);
+        load.finish(PATIENCE);
+        let report = sim::verify(cluster, agent.environment(), &[load.ledger()], PATIENCE);
         report.assert_complete_once(1_500);
         acknowledged = report.count("acknowledged");
     });

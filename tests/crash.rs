@@ -6,9 +6,8 @@ use std::time::Duration;
 use wayside_tests::agent::{self, Agent};
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::sim::{self, Load};
-use wayside_tests::{kafka, note};
+use wayside_tests::{PATIENCE, kafka, note};
 
-const DEADLINE: Duration = Duration::from_secs(120);
 const KILLS: u64 = 20;
 
 #[test]
@@ -36,7 +35,7 @@ fn twenty_kills_under_load_lose_nothing_that_was_acknowledged() {
         // Every second life is killed while it still recovers; the others have delivered something first.
         if kill % 2 == 0 {
             let delivered = reader.records().len();
-            reader.wait_for(delivered + 1, DEADLINE);
+            reader.wait_for(delivered + 1, PATIENCE);
         }
         // The moment itself is what the test varies: anywhere in some commits and transactions.
         std::thread::sleep(Duration::from_millis(kill * 7919 % 400));
@@ -45,11 +44,11 @@ fn twenty_kills_under_load_lose_nothing_that_was_acknowledged() {
     }
     mqtt.interrupt();
     serial.interrupt();
-    mqtt.finish(DEADLINE);
-    serial.finish(DEADLINE);
+    mqtt.finish(PATIENCE);
+    serial.finish(PATIENCE);
 
     let ledgers = [mqtt.ledger(), serial.ledger()];
-    sim::verify(&cluster, agent.environment(), &ledgers, DEADLINE).assert_complete(2_000);
+    sim::verify(&cluster, agent.environment(), &ledgers, PATIENCE).assert_complete(2_000);
     agent.stop();
     let report = sim::verify(&cluster, agent.environment(), &ledgers, Duration::ZERO);
     report.assert_complete(2_000);

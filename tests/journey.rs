@@ -9,9 +9,7 @@ use wayside_tests::kafka::{self, Cluster, Record};
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::pty::Pty;
 use wayside_tests::sim::{self, Load};
-use wayside_tests::{chk, corpus};
-
-const DEADLINE: Duration = Duration::from_secs(90);
+use wayside_tests::{PATIENCE, chk, corpus};
 
 #[test]
 #[ignore = "needs Kafka and Mosquitto: tests/run"]
@@ -29,11 +27,11 @@ fn readings_published_by_mqtt_reach_kafka_once_and_in_order() {
         let common = ["--mqtt", &url, "--rate", "500", "--duration", "4s"];
         let mut occupancy = Load::start(["occupancy", "--devices", "40"].iter().chain(&common));
         let mut traffic = Load::start(["traffic", "--devices", "30"].iter().chain(&common));
-        occupancy.finish(DEADLINE);
-        traffic.finish(DEADLINE);
+        occupancy.finish(PATIENCE);
+        traffic.finish(PATIENCE);
 
         let ledgers = [occupancy.ledger(), traffic.ledger()];
-        sim::verify(&cluster, agent.environment(), &ledgers, DEADLINE).assert_complete_once(3_000);
+        sim::verify(&cluster, agent.environment(), &ledgers, PATIENCE).assert_complete_once(3_000);
         agent.stop();
         sim::verify(&cluster, agent.environment(), &ledgers, Duration::ZERO).assert_complete_once(3_000);
     }
@@ -57,8 +55,8 @@ fn readings_of_native_devices_on_a_serial_line_reach_kafka_once_and_in_order() {
         &agent::serial_source("line", &line, "native"),
     );
     agent.start();
-    load.finish(DEADLINE);
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(400);
+    load.finish(PATIENCE);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete_once(400);
     agent.stop();
     sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(400);
 }
@@ -117,10 +115,10 @@ partitions = 4
     let arguments =
         ["replay", "--mqtt", &url, "--speed", "max", "--stream", "hfp", "--hfp"].map(std::ffi::OsStr::new);
     let mut replay = Load::start(arguments.into_iter().chain(dumps.iter().map(|dump| dump.as_os_str())));
-    replay.finish(DEADLINE);
+    replay.finish(PATIENCE);
 
     let topic = agent.topic("hfp");
-    cluster.reader(&topic).wait_for(2115, DEADLINE);
+    cluster.reader(&topic).wait_for(2115, PATIENCE);
     agent.stop();
     sim::verify(&cluster, agent.environment(), &[replay.ledger()], Duration::ZERO).assert_complete_once(2115);
     let records = cluster.read(&topic);
@@ -220,7 +218,7 @@ fn recorded_receivers_on_serial_lines_give_the_positions_that_gpsd_finds() {
         }
     });
     let epochs = RECEIVERS.iter().map(|receiver| receiver.epochs).sum();
-    cluster.reader(&agent.topic("vehicle-positions")).wait_for(epochs, DEADLINE);
+    cluster.reader(&agent.topic("vehicle-positions")).wait_for(epochs, PATIENCE);
     agent.stop();
 
     let positions = cluster.read(&agent.topic("vehicle-positions"));

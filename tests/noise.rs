@@ -3,11 +3,10 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
+use wayside_tests::PATIENCE;
 use wayside_tests::agent::{self, Agent};
 use wayside_tests::kafka;
 use wayside_tests::sim::{self, Load};
-
-const DEADLINE: Duration = Duration::from_secs(120);
 
 #[test]
 #[ignore = "needs Kafka: tests/run"]
@@ -35,9 +34,9 @@ fn flipped_dropped_and_inserted_bytes_on_a_line_cost_resends_and_nothing_else() 
     let mut agent =
         Agent::new("noise", &cluster.bootstrap_servers(), &agent::serial_source("line", &line, "native"));
     agent.start();
-    let summary: serde_json::Value = serde_json::from_str(&load.finish(DEADLINE)).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&load.finish(PATIENCE)).unwrap();
     assert!(summary["resent"].as_u64().unwrap() > 0, "the line was not noisy: {summary}");
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], DEADLINE).assert_complete_once(800);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete_once(800);
     agent.stop();
     sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(800);
 }

@@ -1,11 +1,8 @@
 //! What the system tests rely on in the servers themselves.
 
-use std::time::Duration;
-
+use wayside_tests::PATIENCE;
 use wayside_tests::kafka;
 use wayside_tests::mosquitto::Mosquitto;
-
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Writes keyed lines with Kafka's own producer, patient enough for a cluster that is choosing new leaders.
 fn produce(cluster: &kafka::Cluster, topic: &str, lines: std::ops::Range<u32>) {
@@ -22,12 +19,12 @@ fn kafka_keeps_what_it_acknowledged_when_nodes_are_killed() {
     cluster.create_topic("servers-kill", 3);
     produce(&cluster, "servers-kill", 0..50);
     let mut reader = cluster.reader("servers-kill");
-    assert_eq!(reader.wait_for(50, DEADLINE).len(), 50);
+    assert_eq!(reader.wait_for(50, PATIENCE).len(), 50);
 
     let leader = cluster.leader("servers-kill", 0);
     cluster.kill(leader);
     produce(&cluster, "servers-kill", 50..100);
-    assert_eq!(reader.wait_for(100, DEADLINE).len(), 100);
+    assert_eq!(reader.wait_for(100, PATIENCE).len(), 100);
 
     cluster.kill_all();
     cluster.heal();

@@ -11,12 +11,7 @@ use tempfile::TempDir;
 
 use crate::process::{self, Process};
 use crate::strace;
-use crate::{binary, ports, wait_until};
-
-/// On two busy cores; an idle agent starts in well under a second.
-const START_DEADLINE: Duration = Duration::from_secs(30);
-/// Time to finish the transaction under way, with a cluster that may just have lost a node.
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, binary, ports, wait_until};
 
 /// One gateway: configuration, log and, while it runs, the process.
 pub struct Agent {
@@ -93,7 +88,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     #[track_caller]
     pub fn stop(&mut self) {
         let mut process = self.process.take().expect("it was started");
-        let status = process.terminate(STOP_DEADLINE);
+        let status = process.terminate(PATIENCE);
         assert!(status.success(), "the agent ended with {status} after SIGTERM\n{}", process.log_tail());
     }
 
@@ -129,7 +124,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
         let log = self.directory.path().join("agent.log");
         let process = self.process.insert(Process::start(&self.name, command, &log));
         // Its state may well be "Kafka is away": that it answers is enough.
-        wait_until(START_DEADLINE, "the agent serves /healthz", || {
+        wait_until(PATIENCE, "the agent serves /healthz", || {
             if let Some(status) = process.exit_status() {
                 panic!("the agent ended, {status}");
             }

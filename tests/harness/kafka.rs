@@ -19,13 +19,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 pub use reader::{Reader, Record};
 
 use crate::process::{self, Process, Signal};
-use crate::{ports, root, wait_until};
+use crate::{PATIENCE, ports, root, wait_until};
 
 /// The nodes' ids. All three are voters and brokers; two are needed for anything to be written.
 pub const NODES: [usize; 3] = [1, 2, 3];
-
-/// Three cold Java machines on two busy cores.
-const START_DEADLINE: Duration = Duration::from_secs(120);
 
 static SHARED: LazyLock<RwLock<Cluster>> = LazyLock::new(|| RwLock::new(Cluster::start()));
 
@@ -143,7 +140,7 @@ impl Cluster {
                 None => node.start(),
             }
         }
-        wait_until(START_DEADLINE, "all Kafka nodes joined and all replicas are in sync", || {
+        wait_until(PATIENCE, "all Kafka nodes joined and all replicas are in sync", || {
             for node in &mut self.nodes {
                 let process = node.process.as_mut().expect("started above");
                 if let Some(status) = process.exit_status() {
@@ -158,7 +155,7 @@ impl Cluster {
     #[track_caller]
     pub fn leader(&self, topic: &str, partition: i32) -> usize {
         let what = format!("{topic}-{partition} has a leader");
-        wait_until(Duration::from_secs(30), &what, || {
+        wait_until(PATIENCE, &what, || {
             let metadata = self.consumer().fetch_metadata(Some(topic), Duration::from_secs(5)).ok()?;
             let partition =
                 metadata.topics().first()?.partitions().iter().find(|found| found.id() == partition)?;
@@ -186,14 +183,14 @@ impl Cluster {
     /// All that a `read_committed` consumer finds in `topic` now; nothing where there is no such topic.
     pub fn read(&self, topic: &str) -> Vec<Record> {
         let mut reader = self.reader(topic);
-        reader.read_to_end(Duration::from_secs(60));
+        reader.read_to_end(PATIENCE);
         reader.into_records()
     }
 
     /// Runs one of Kafka's own tools (see `tests/kafka/kafka`) and returns what it printed.
     ///
     /// # Panics
-    /// When the tool fails or has not ended after a minute.
+    /// When the tool fails or has not ended within [`PATIENCE`].
     #[track_caller]
     pub fn tool(&self, tool: &str, arguments: &[&str], input: &str) -> String {
         let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
@@ -203,7 +200,7 @@ impl Cluster {
         command.args(["--bootstrap-server", &self.bootstrap_servers()]).args(arguments);
         command.stdin(File::open(&stdin).expect("written above"));
         let mut process = Process::start(tool, command, &directory.path().join("tool.log"));
-        let status = process.wait(Duration::from_secs(60));
+        let status = process.wait(PATIENCE);
         assert!(status.success(), "{tool} {arguments:?}: {status}\n{}", process.log_tail());
         process.stdout()
     }
@@ -283,8 +280,8 @@ fn node_properties(id: usize, directory: &Path, ports: &[(u16, u16)]) -> String 
     let log_directory = directory.join(format!("node{id}"));
     let log_directory = log_directory.display();
     // Recordings are older than a week, the default retention. Few threads and few internal partitions: three nodes
-    // share two cores with the agent under test. Topics are the
-    // agent's to create. The short session makes a killed leader's partitions move within seconds.
+    // share two cores with the agent under test. Topics are the agent's to create. The short session makes a killed leader's partitions move within seconds, and the short socket
+    // timeout makes the others notice soon that a paused controller does not answer.
     format!(
         "\
 process.roles=broker,controller
@@ -311,6 +308,7 @@ num.io.threads=2
 log.cleaner.dedupe.buffer.size=4194304
 log.retention.ms=-1
 broker.session.timeout.ms=6000
+controller.socket.timeout.ms=5000
 "
     )
 }

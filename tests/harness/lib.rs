@@ -20,6 +20,10 @@ pub mod strace;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How long a test waits for what must come: three Java machines, the agent and its load share two cores, which others
+/// may use too. A test that passes does not wait so long.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Calls `condition` until it gives a value, and returns that.
 ///
 /// # Panics

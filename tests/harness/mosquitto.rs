@@ -1,15 +1,11 @@
 //! A real Mosquitto.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::process::{self, Process};
-use crate::{ports, wait_until};
-
-/// Generous: a restart may have to read the queue of a whole outage.
-const DEADLINE: Duration = Duration::from_secs(30);
+use crate::{PATIENCE, ports, wait_until};
 
 /// A broker on a port of its own, which it keeps over restarts.
 pub struct Mosquitto {
@@ -61,7 +57,7 @@ log_type subscribe
 
     /// Stops the broker with SIGTERM, on which it saves its sessions.
     pub fn stop(&mut self) {
-        self.process.terminate(DEADLINE);
+        self.process.terminate(PATIENCE);
     }
 
     /// Starts the broker again after [`stop`](Self::stop).
@@ -75,13 +71,13 @@ log_type subscribe
     pub fn wait_subscribed(&self, topic_filter: &str) {
         let what = format!("a subscription to {topic_filter}");
         let line_end = format!(" {topic_filter}");
-        wait_until(DEADLINE, &what, || {
+        wait_until(PATIENCE, &what, || {
             self.process.log().lines().any(|line| line.ends_with(&line_end)).then_some(())
         });
     }
 
     fn wait_ready(&self) {
-        wait_until(DEADLINE, "Mosquitto listens", || {
+        wait_until(PATIENCE, "Mosquitto listens", || {
             std::net::TcpStream::connect(("127.0.0.1", self.port)).ok().map(drop)
         });
     }
