@@ -106,6 +106,7 @@ pub async fn run(
         boot = recovery.boot,
         "the log is open"
     );
+    let first = log.first();
     let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
     let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics);
     let (log_client, log_thread) =
@@ -117,7 +118,7 @@ pub async fn run(
     let replicate = Replicate {
         live: fresh,
         reader: Box::new(log_client.clone()),
-        log_end: LogEnd { next: recovery.end, offsets: recovery.next_offsets },
+        log_end: LogEnd { first, next: recovery.end, offsets: recovery.next_offsets },
         cluster,
         config: config.replicate.clone(),
         environment: config.gateway.environment.clone(),

@@ -9,6 +9,8 @@ use crate::record::{DeviceId, StreamName};
 
 /// Stream of frames that did not decode.
 pub const DEAD_LETTER_STREAM: &str = "dead-letter";
+/// Stream of [gap records](crate::gap).
+pub const GAPS_STREAM: &str = "gaps";
 /// Stream of native frames with schema RoomOccupancy.
 pub const OCCUPANCY_STREAM: &str = "occupancy";
 /// Stream of native frames with schema VehiclePosition.

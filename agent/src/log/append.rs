@@ -205,7 +205,7 @@ impl Log {
     }
 
     /// The offsets as they were before the first pending group.
-    fn offsets_before_pending(&self) -> NextOffsets {
+    pub(super) fn offsets_before_pending(&self) -> NextOffsets {
         let mut offsets = self.offsets.clone();
         for batch in self.pending.iter().rev().flat_map(|p| &p.batches) {
             offsets.set((batch.stream.clone(), batch.partition), batch.base_offset);

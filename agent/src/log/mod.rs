@@ -113,6 +113,17 @@ pub struct LostEntries {
     pub reason: String,
 }
 
+/// The offsets in use where an epoch begins, or at the end of the log. Held against what was read before, they tell how many records are missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownOffsets {
+    /// The position.
+    pub seq: EntrySeq,
+    /// By partition the offset behind its last record.
+    pub next: BTreeMap<(StreamName, PartitionId), Offset>,
+    /// Below it the log may have skipped offsets without knowing how many were used; 0 if it never did.
+    pub floor: Offset,
+}
+
 /// What [`Log::read`] found.
 #[derive(Debug, Default)]
 pub struct ReadOutcome {
@@ -122,6 +133,9 @@ pub struct ReadOutcome {
     pub next: EntrySeq,
     /// What is missing between `from` and `next`.
     pub lost: Vec<LostEntries>,
+    /// What the log knew at some positions passed, ascending: where an epoch begins, and at the end if something was
+    /// missing before.
+    pub checkpoints: Vec<KnownOffsets>,
 }
 
 /// How to write.

@@ -167,7 +167,7 @@ fn an_old_epoch_that_lost_its_marker_is_put_aside_and_told() {
 }
 
 #[test]
-fn what_was_trimmed_is_not_lost_and_what_was_put_aside_is_lost_once() {
+fn what_was_trimmed_is_not_lost_and_what_was_put_aside_is_lost_and_counted_once() {
     let disk = SimulatedDisk::new();
     for start in 0..4 {
         let (mut log, _) = open_simulated(&disk);
@@ -185,8 +185,28 @@ fn what_was_trimmed_is_not_lost_and_what_was_put_aside_is_lost_once() {
     let ranges: Vec<_> = lost.iter().map(|l| (l.first.0, l.end.0)).collect();
     assert_eq!((ids(&groups), ranges), (vec![2, 3], vec![(2, 4)]));
     assert_eq!(log.metrics.lost_entries.get(), 2);
-    let (groups, lost) = read_all(&mut log, EntrySeq(0));
-    assert_eq!((ids(&groups), lost), (vec![2, 3], vec![]));
+    // Told again to a reader that goes back, and counted once.
+    let (_, again) = read_all(&mut log, EntrySeq(0));
+    assert_eq!((again, log.metrics.lost_entries.get()), (lost, 2));
+}
+
+#[test]
+fn a_read_over_a_hole_says_what_the_log_had_handed_out_behind_it() {
+    let disk = SimulatedDisk::new();
+    for start in 0..3 {
+        let (mut log, _) = open_simulated(&disk);
+        commit(&mut log, start..start + 1);
+    }
+    let (mut log, _) = open_simulated(&disk);
+    let handed_out = |outcome: &ReadOutcome| -> Vec<_> {
+        outcome.checkpoints.iter().map(|c| (c.seq.0, c.next.values().map(|next| next.0).sum())).collect()
+    };
+    assert_eq!(handed_out(&log.read(EntrySeq(0), usize::MAX).unwrap()), [(0, 0), (2, 1), (4, 2)]);
+    // The end of the middle epoch and all of the last.
+    log.store.quarantine(EpochId(EntrySeq(4))).unwrap();
+    log.epochs.pop();
+    let outcome = log.read(EntrySeq(3), usize::MAX).unwrap();
+    assert_eq!((outcome.lost.len(), handed_out(&outcome)), (1, vec![(6, 3)]), "asked at its end");
 }
 
 #[test]

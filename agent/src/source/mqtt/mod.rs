@@ -49,6 +49,7 @@ use crate::{
     config::{self, MqttSource},
     decode::mqtt::Router,
     env::Monotonic,
+    gap::Gap,
     intake::{IntakeClosed, Reservation},
     record::{Received, Record},
 };
@@ -373,7 +374,9 @@ impl Source {
             };
             match packet {
                 Packet::Publish(publish) => self.take_message(now, received, publish),
-                Packet::Oversize { publish, size_bytes } => self.drop_oversize(now, &publish, size_bytes),
+                Packet::Oversize { publish, size_bytes } => {
+                    self.drop_oversize(now, received, &publish, size_bytes);
+                }
                 Packet::PubRel(packet_id) => {
                     self.deliveries.release(now, packet_id, &mut connection.writer);
                 }
@@ -426,13 +429,19 @@ impl Source {
         }
     }
 
-    fn drop_oversize(&mut self, now: Monotonic, publish: &Publish, size_bytes: usize) {
+    fn drop_oversize(&mut self, now: Monotonic, received: Received, publish: &Publish, size_bytes: usize) {
         let (source, topic) = (&self.config.name, String::from_utf8_lossy(&publish.topic));
         error!(source, %topic, size_bytes, "message dropped: larger than max_packet_bytes");
         self.context.counters.dropped("oversize");
         // Answered in its turn: unanswered, it would stand in the broker's queue for ever.
-        if let Arrival::New(Some(answer)) | Arrival::Known(answer) = self.deliveries.arrive(now, publish) {
-            self.group.answers.push(answer);
+        match self.deliveries.arrive(now, publish) {
+            Arrival::Known(answer) => self.group.answers.push(answer),
+            Arrival::New(answer) => {
+                self.group.answers.extend(answer);
+                let gap = Gap::of_oversize().record(received, source);
+                self.context.counters.record(&gap);
+                self.group.records.push(gap);
+            }
         }
     }
 
