@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, info};
 
 use crate::{
-    config::{Config, check},
+    config::{Config, check, raw},
     parts::Parts,
     pipeline, telemetry,
 };
@@ -46,11 +46,22 @@ enum Command {
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
         config: PathBuf,
     },
+    /// What a configuration can say.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Looks into the local log.
     Log {
         #[command(subcommand)]
         command: LogCommand,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Prints the JSON Schema of the configuration file: every key with its meaning, default, range and choices.
+    Schema,
 }
 
 #[derive(Debug, Subcommand)]
@@ -85,6 +96,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{}: good", config.display());
             Ok(())
         }),
+        Command::Config { command: ConfigCommand::Schema } => {
+            println!("{:#}", raw::schema().as_value());
+            Ok(Ok(()))
+        }
         Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(inspect::print(&dir, json)),
     };
     match done {

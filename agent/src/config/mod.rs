@@ -5,6 +5,9 @@ pub mod raw;
 
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::record::{DeviceId, StreamName};
 
 /// Stream of frames that did not decode.
@@ -174,9 +177,10 @@ pub enum DeviceFrom {
 }
 
 /// What becomes Kafka's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Value {
-    /// The frame's own bytes.
+    /// The bytes as they came: payload, sentence or frame.
     Raw,
     /// The normalised reading.
     Json,
@@ -220,7 +224,8 @@ pub enum SerialProtocol {
 }
 
 /// Parity bit of a serial port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Parity {
     /// No parity bit.
     None,
@@ -231,7 +236,8 @@ pub enum Parity {
 }
 
 /// Flow control of a serial port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum FlowControl {
     /// None.
     None,
@@ -260,7 +266,8 @@ pub struct Commit {
 }
 
 /// Compression of entries in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// As they are.
     None,
@@ -319,7 +326,8 @@ pub struct Telemetry {
 }
 
 /// Format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// key=value.
     Logfmt,

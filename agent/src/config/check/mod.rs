@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Backoff, Commit, Compression, Config, Gateway, Log, LogFormat, Replicate, Stream, Telemetry, Value,
+    Backoff, Commit, Config, Gateway, Log, Replicate, Stream, Telemetry,
     raw::{self, RawConfig, RawReplicate},
 };
 use crate::{record::StreamName, replicate::check_properties};
@@ -42,7 +42,7 @@ pub struct Fault {
     pub line: Option<usize>,
     /// The key, as a path: `source.mqtt[0].qos`.
     pub key: String,
-    /// What is there, as typed.
+    /// What is there, as typed; empty if nothing is.
     pub value: String,
     /// What would be right.
     pub limit: String,
@@ -53,7 +53,11 @@ impl fmt::Display for Fault {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        write!(f, "{} = {}: {}", self.key, self.value, self.limit)
+        f.write_str(&self.key)?;
+        if !self.value.is_empty() {
+            write!(f, " = {}", self.value)?;
+        }
+        write!(f, ": {}", self.limit)
     }
 }
 
@@ -153,7 +157,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         dir: check.filled("log.dir", &raw.log.dir).into(),
         epoch_bytes: raw.log.epoch_bytes,
         record_bytes_max: size(raw.log.record_bytes_max.into()),
-        compression: check.compression("commit.compression", &raw.commit.compression),
+        compression: raw.commit.compression,
     };
     let replicate = check.replicate(&raw.replicate);
     let telemetry = Telemetry {
@@ -162,13 +166,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
                 check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
             })
             .flatten(),
-        log_format: check
-            .choice(
-                "telemetry.log_format",
-                &raw.telemetry.log_format,
-                &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
-            )
-            .unwrap_or(LogFormat::Logfmt),
+        log_format: raw.telemetry.log_format,
         log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
     };
     let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
@@ -228,32 +226,11 @@ impl Checker {
         value.parse().map_err(|_| self.fault(key, &quoted(value), limit)).ok()
     }
 
-    fn choice<T: Copy>(&mut self, key: &str, value: &str, choices: &[(&str, T)]) -> Option<T> {
-        let found = choices.iter().find(|(name, _)| *name == value).map(|(_, choice)| *choice);
-        if found.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| quoted(name)).collect();
-            self.fault(key, &quoted(value), &format!("must be one of {}", names.join(", ")));
-        }
-        found
-    }
-
-    fn compression(&mut self, key: &str, value: &str) -> Compression {
-        let choices = [("zstd", Compression::Zstd), ("lz4", Compression::Lz4), ("none", Compression::None)];
-        self.choice(key, value, &choices).unwrap_or_default()
-    }
-
     fn log_level(&mut self, key: &str, value: &str) -> String {
         if let Err(error) = value.parse::<tracing_subscriber::EnvFilter>() {
             self.fault(key, &quoted(value), &format!("is no level or filter: {error}"));
         }
         value.into()
-    }
-
-    fn value(&mut self, key: &str, value: &str, default: Value) -> Value {
-        if value.is_empty() {
-            return default;
-        }
-        self.choice(key, value, &[("raw", Value::Raw), ("json", Value::Json)]).unwrap_or(default)
     }
 
     fn backoff(&mut self, min: (&str, u64), max: (&str, u64)) -> Backoff {
@@ -295,7 +272,7 @@ impl Checker {
             bootstrap_servers: raw.bootstrap_servers.clone(),
             replication_factor,
             min_insync_replicas,
-            compression: self.compression("replicate.compression", &raw.compression),
+            compression: raw.compression,
             linger: Duration::from_millis(raw.linger_ms),
             in_flight_bytes: size(raw.in_flight_bytes),
             cursor_interval: Duration::from_millis(raw.cursor_interval_ms),

@@ -9,7 +9,7 @@ use toml::{
     de::{DeInteger, DeTable, DeValue},
 };
 
-use super::Fault;
+use super::{Fault, related};
 
 /// What is left of a file when its faults are taken out.
 pub(super) struct Shaped<'t> {
@@ -32,6 +32,7 @@ pub(super) fn shape<'t>(text: &'t str, schema: &Json) -> Result<Shaped<'t>, Vec<
     }
     let mut walk = Walk { text, schema, faults: Vec::new(), lines: BTreeMap::new() };
     walk.table("", table.get_mut(), schema);
+    walk.missing("", table.get_ref(), schema);
     Ok(Shaped { table, faults: walk.faults, lines: walk.lines })
 }
 
@@ -85,7 +86,9 @@ impl Walk<'_> {
     /// False if `value` is nothing to read.
     fn value(&mut self, key: &str, value: &mut Spanned<DeValue<'_>>, schema: &Json) -> bool {
         let start = value.span().start;
-        let wanted = schema["type"].as_str().unwrap_or_default();
+        let choices = choices(schema);
+        // Choices with a meaning each stand in `oneOf`, with their type.
+        let wanted = schema["type"].as_str().or(schema["oneOf"][0]["type"].as_str()).unwrap_or_default();
         let limit = match (value.get_mut(), wanted) {
             (DeValue::Table(table), "object") => {
                 self.table(key, table, schema);
@@ -100,10 +103,13 @@ impl Walk<'_> {
                 }
                 return whole;
             }
+            (DeValue::String(text), "string") if choices.contains(&&Json::from(&**text)) => return true,
+            (DeValue::Integer(number), "integer") if choices.contains(&&integer(number)) => return true,
+            _ if !choices.is_empty() => format!("must be one of {}", list(&choices)),
             (DeValue::String(_), "string") | (DeValue::Boolean(_), "boolean") => return true,
             (DeValue::Integer(number), "integer") => {
                 let (min, max) = range(schema);
-                match integer(number) {
+                match integer(number).as_i64() {
                     Some(number) if (min..=max).contains(&number) => return true,
                     _ => format!("must be {min} to {max}"),
                 }
@@ -120,6 +126,43 @@ impl Walk<'_> {
         self.lines.entry(key.to_owned()).or_insert_with(|| line(self.text, start));
         self.fault(key, value, limit);
         false
+    }
+
+    /// Finds the keys that must be set and are not, in `table` and the tables within.
+    fn missing(&mut self, path: &str, table: &DeTable<'_>, schema: &Json) {
+        for name in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {
+            let (key, schema) = (join(path, name), &schema["properties"][name]);
+            // A fault within it says enough.
+            let faulty = self.faults.iter().any(|fault| related(&fault.key, &key));
+            if table.contains_key(name) || faulty {
+                continue;
+            }
+            if schema["type"] == "object" {
+                self.missing(&key, &DeTable::new(), schema);
+                continue;
+            }
+            let meaning = schema["description"].as_str().unwrap_or_default();
+            let what = match choices(schema).as_slice() {
+                [] => meaning.split(". ").next().unwrap_or_default().to_owned(),
+                choices => list(choices),
+            };
+            let limit = format!("must be set: {what}");
+            self.faults.push(Fault { line: None, key, value: String::new(), limit });
+        }
+        for (name, value) in table {
+            let (key, schema) = (join(path, name.get_ref()), &schema["properties"][&**name.get_ref()]);
+            match value.get_ref() {
+                DeValue::Table(table) => self.missing(&key, table, schema),
+                DeValue::Array(array) => {
+                    for (i, item) in array.iter().enumerate() {
+                        if let DeValue::Table(table) = item.get_ref() {
+                            self.missing(&format!("{key}[{i}]"), table, &schema["items"]);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 
     fn fault(&mut self, key: &str, value: &Spanned<DeValue<'_>>, limit: String) {
@@ -183,21 +226,32 @@ fn place_of(name: &str, path: &str, schema: &Json) -> Option<String> {
     })
 }
 
-fn integer(number: &DeInteger<'_>) -> Option<i128> {
-    i128::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
+/// The values that a key takes, if they are enumerated.
+fn choices(schema: &Json) -> Vec<&Json> {
+    let explained = schema["oneOf"].as_array().into_iter().flatten().map(|choice| &choice["const"]);
+    schema["enum"].as_array().into_iter().flatten().chain(explained).collect()
+}
+
+fn list(choices: &[&Json]) -> String {
+    choices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Null for a number beyond TOML's 64 bits.
+fn integer(number: &DeInteger<'_>) -> Json {
+    i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok().into()
 }
 
 /// The range of an integer: what its key allows, or else its type.
-fn range(schema: &Json) -> (i128, i128) {
+fn range(schema: &Json) -> (i64, i64) {
     let (min, max) = match schema["format"].as_str() {
         Some("uint8") => (0, u8::MAX.into()),
         Some("uint16") => (0, u16::MAX.into()),
         Some("uint32") => (0, u32::MAX.into()),
         Some("int32") => (i32::MIN.into(), i32::MAX.into()),
         // TOML's integers have 64 bits and a sign.
-        Some("uint64") => (0, i64::MAX.into()),
-        _ => (i64::MIN.into(), i64::MAX.into()),
+        Some("uint64") => (0, i64::MAX),
+        _ => (i64::MIN, i64::MAX),
     };
-    let bound = |name: &str, default: i128| schema[name].as_i64().map_or(default, i128::from);
+    let bound = |name: &str, default: i64| schema[name].as_i64().unwrap_or(default);
     (bound("minimum", min), bound("maximum", max))
 }

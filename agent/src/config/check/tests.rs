@@ -36,7 +36,27 @@ fn a_small_config_takes_the_defaults() {
 
 #[test]
 fn an_empty_config_names_everything_that_must_be_set() {
-    check_faults("", &["gateway.id = \"\"", "source = ", "replicate.bootstrap_servers = []"]);
+    assert_eq!(
+        said(""),
+        [
+            "gateway.id: must be set: Name of this gateway, unique in the fleet; in every record's headers",
+            "replicate.bootstrap_servers: must be set: Kafka brokers, `host:port`",
+            "source: at least one [[source.mqtt]] or [[source.serial]]",
+        ]
+    );
+}
+
+#[test]
+fn a_section_says_what_must_be_set_in_it() {
+    let text =
+        GOOD.replace("decode = ", "value = ") + "[[source.serial]]\nname = \"rooms\"\npath = \"/dev/ttyS0\"";
+    assert_eq!(
+        said(&text),
+        [
+            "line 6: source.mqtt[0].route[0].decode: must be set: \"json\", \"hfp\", \"raw\", \"native\"",
+            "line 13: source.serial[0].protocol: must be set: \"native\", \"nmea\"",
+        ]
+    );
 }
 
 #[test]
@@ -136,7 +156,7 @@ fn unknown_keys_wrong_types_and_wrong_values_are_found_in_one_pass() {
             "line 11: stream[1].name = \"occupancy\": already the name of another [[stream]]",
             "line 12: stream[1].partitions = \"4\": must be a whole number, without quotes",
             "line 14: commit.window = 3: unknown key; did you mean commit.window_ms?",
-            "line 15: commit.compression = \"gzip\": must be one of \"zstd\", \"lz4\", \"none\"",
+            "line 15: commit.compression = \"gzip\": must be one of \"none\", \"lz4\", \"zstd\"",
             "line 16: commit.epoch_bytes = 0x10_0000: unknown key; did you mean epoch_bytes in [log]?",
             "line 18: replicate.bootstrap_servers[1] = 9093: must be text in quotes",
             "line 19: replicate.linger_ms = -1: must be 0 to 60000",
@@ -155,15 +175,24 @@ fn every_place_that_is_not_toml_is_named() {
 #[test]
 fn a_fault_without_a_line_of_its_own_has_that_of_its_section() {
     let text = GOOD.replace("urls", "client_id = \"c\" #");
-    assert_eq!(said(&text), ["line 3: source.mqtt[0].urls = []: at least one broker, mqtt://host:port"]);
+    assert_eq!(
+        said(&text),
+        ["line 3: source.mqtt[0].urls: must be set: Brokers, `mqtt://host:port`, tried in turn"]
+    );
 }
 
 #[test]
-fn the_schema_knows_every_default_and_range() {
+fn the_schema_knows_every_default_range_and_choice() {
     let schema = serde_json::to_value(crate::config::raw::schema()).expect("JSON");
     let window = &schema["properties"]["commit"]["properties"]["window_ms"];
     assert_eq!((&window["default"], &window["maximum"]), (&20.into(), &10_000.into()));
     assert!(window["description"].as_str().is_some_and(|text| text.contains("in ms")), "{window}");
+    let parity = &schema["properties"]["source"]["properties"]["serial"]["items"]["properties"]["parity"];
+    assert_eq!(
+        (&parity["default"], &parity["oneOf"][1]["const"]),
+        (&"none".into(), &"even".into()),
+        "{parity}"
+    );
 }
 
 #[test]
