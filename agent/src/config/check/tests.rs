@@ -195,9 +195,49 @@ fn the_schema_knows_every_default_range_and_choice() {
     );
 }
 
+const SHIPPED: &str = include_str!("../../../../deploy/wayside.toml");
+
 #[test]
 fn the_configuration_that_is_shipped_is_good() {
-    let shipped = include_str!("../../../../deploy/wayside.toml");
-    let config = parse(shipped).expect("good");
+    let config = parse(SHIPPED).expect("good");
     assert_eq!(config.mqtt[0].routes.len(), 2);
+}
+
+#[test]
+fn the_file_that_is_shipped_shows_every_key_with_its_default_and_meaning() {
+    // What is switched off begins with `#` and no blank.
+    let switched_on = |line: &str| match line.trim_start().strip_prefix('#') {
+        Some(key) if !key.is_empty() && !key.starts_with(' ') => key.to_owned(),
+        _ => line.to_owned(),
+    };
+    let text = SHIPPED.lines().map(switched_on).collect::<Vec<_>>().join("\n");
+    let schema = serde_json::to_value(raw::schema()).expect("JSON");
+    let shaped = shape(&text, &schema).unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert_eq!(shaped.faults, []);
+    let file: toml::Table = text.parse().expect("TOML");
+    let file = serde_json::to_value(file).expect("JSON");
+    assert_eq!(differences("", &file, &schema), Vec::<String>::new());
+    for line in text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')) {
+        assert!(line.contains(" # "), "no meaning: {line}");
+    }
+}
+
+/// Keys of `schema` that `file` does not have, or has with another value than the default.
+fn differences(key: &str, file: &serde_json::Value, schema: &serde_json::Value) -> Vec<String> {
+    if let Some(keys) = schema["properties"].as_object() {
+        let within =
+            keys.iter().map(|(name, schema)| differences(&format!("{key}.{name}"), &file[name], schema));
+        return within.flatten().collect();
+    }
+    if schema["items"]["type"] == "object" {
+        return differences(&format!("{key}[0]"), &file[0], &schema["items"]);
+    }
+    let default = &schema["default"];
+    // What must be set, or is off by default, shows an example.
+    let by_example = default.is_null() || [r#""""#, "[]", "{}"].contains(&default.to_string().as_str());
+    match file {
+        serde_json::Value::Null => vec![format!("{key} is missing")],
+        value if value == default || by_example => Vec::new(),
+        value => vec![format!("{key} = {value}, the default is {default}")],
+    }
 }
