@@ -113,7 +113,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn load(path: &Path) -> Result<Config, ExitCode> {
-    check::load(path).map_err(|fault| {
+    check::load(path).map(|checked| checked.config).map_err(|fault| {
         eprintln!("wayside: {}:\n{:#}", path.display(), anyhow::Error::new(fault));
         ExitCode::from(EXIT_CONFIG)
     })

@@ -1,4 +1,4 @@
-//! From a file to [`Config`]: every key, type, range and relation checked, all errors at once.
+//! From a file and the environment to [`Config`]: every key, type, range and relation checked, all errors at once.
 
 mod shape;
 mod sources;
@@ -7,6 +7,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fmt,
     num::NonZeroU16,
     path::Path,
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{record::StreamName, replicate::check_properties};
 use serde::Deserialize as _;
-use shape::{Shaped, shape};
+use shape::{PREFIX, Shaped, shape};
 
 /// Why a file is no configuration. Its text has one line per fault; each names key, value and limit.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub enum ConfigError {
     /// The file is not TOML.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Syntax(Vec<toml::de::Error>),
-    /// Keys and values that cannot be, in the order of the file.
+    /// Keys and values that cannot be, in the order of the file; those of the environment behind.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
 }
@@ -38,8 +39,8 @@ pub enum ConfigError {
 /// One value that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Where it stands in the file, or where it would; from 1.
-    pub line: Option<usize>,
+    /// Where it stands, or where it would.
+    pub place: Option<Place>,
     /// The key, as a path: `source.mqtt[0].qos`.
     pub key: String,
     /// What is there, as typed; empty if nothing is.
@@ -48,12 +49,22 @@ pub struct Fault {
     pub limit: String,
 }
 
+/// Where a value stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Line of the file, from 1.
+    Line(usize),
+    /// Variable of the environment.
+    Variable(String),
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.line {
-            write!(f, "line {line}: ")?;
+        match &self.place {
+            Some(Place::Line(line)) => write!(f, "line {line}: {}", self.key)?,
+            Some(Place::Variable(name)) => f.write_str(name)?,
+            None => f.write_str(&self.key)?,
         }
-        f.write_str(&self.key)?;
         if !self.value.is_empty() {
             write!(f, " = {}", self.value)?;
         }
@@ -61,21 +72,37 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Reads and checks the file at `path`.
+/// A configuration as it was typed, and what it means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// With every default filled in.
+    pub raw: RawConfig,
+    /// What the agent runs with.
+    pub config: Config,
+}
+
+/// Reads and checks the file at `path`, with what the environment sets over it: `WAYSIDE__COMMIT__WINDOW_MS=50` is
+/// `commit.window_ms = 50`.
 ///
 /// # Errors
 /// [`ConfigError`]; the caller prints it and stops.
-pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    parse(&std::fs::read_to_string(path)?)
+pub fn load(path: &Path) -> Result<Checked, ConfigError> {
+    let mut variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect();
+    variables.sort();
+    parse(&std::fs::read_to_string(path)?, &variables)
 }
 
-/// Checks the text of a file.
+/// Checks the text of a file, and `variables` with their values over it.
 ///
 /// # Errors
 /// [`ConfigError`], but not [`ConfigError::Read`].
-pub fn parse(text: &str) -> Result<Config, ConfigError> {
-    let Shaped { table, mut faults, lines } =
-        shape(text, raw::schema().as_value()).map_err(ConfigError::Syntax)?;
+pub fn parse(text: &str, variables: &[(String, OsString)]) -> Result<Checked, ConfigError> {
+    let schema = raw::schema();
+    let Shaped { table, mut faults, places } =
+        shape(text, variables, schema.as_value()).map_err(ConfigError::Syntax)?;
     let raw = RawConfig::deserialize(toml::Deserializer::from(table))
         .map_err(|error| ConfigError::Syntax(vec![error]))?;
     let (config, more) = check(&raw);
@@ -83,10 +110,10 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let taken_out: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
     faults.extend(more.into_iter().filter(|fault| !taken_out.iter().any(|key| related(key, &fault.key))));
     for fault in &mut faults {
-        fault.line = fault.line.or_else(|| line_of(&fault.key, &lines));
+        fault.place = fault.place.take().or_else(|| place_of(&fault.key, &places));
     }
-    faults.sort_by_key(|fault| fault.line.unwrap_or(usize::MAX));
-    if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+    faults.sort_by_key(|fault| (fault.place.is_none(), fault.place.clone()));
+    if faults.is_empty() { Ok(Checked { raw, config }) } else { Err(ConfigError::Faults(faults)) }
 }
 
 /// Whether one of two keys is within the other, or the same.
@@ -95,12 +122,12 @@ fn related(a: &str, b: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// The line of `key`, or of what it belongs to.
-fn line_of(key: &str, lines: &BTreeMap<String, usize>) -> Option<usize> {
+/// Where `key` stands, or what it belongs to.
+fn place_of(key: &str, places: &BTreeMap<String, Place>) -> Option<Place> {
     let mut key = key;
     loop {
-        if let Some(line) = lines.get(key) {
-            return Some(*line);
+        if let Some(place) = places.get(key) {
+            return Some(place.clone());
         }
         key = &key[..key.rfind(['.', '['])?];
     }
@@ -195,7 +222,7 @@ struct Checker {
 
 impl Checker {
     fn fault(&mut self, key: &str, value: &str, limit: &str) {
-        self.faults.push(Fault { line: None, key: key.into(), value: value.into(), limit: limit.into() });
+        self.faults.push(Fault { place: None, key: key.into(), value: value.into(), limit: limit.into() });
     }
 
     fn filled(&mut self, key: &str, value: &str) -> String {

@@ -1,7 +1,10 @@
-//! What a file says, held against the keys, types and ranges of [`RawConfig`](crate::config::raw::RawConfig): every
-//! fault, where serde would stop at the first.
+//! What a file and the environment say, held against the keys, types and ranges of
+//! [`RawConfig`](crate::config::raw::RawConfig): every fault, where serde would stop at the first.
+//!
+//! A variable `WAYSIDE__SECTION__KEY` sets `section.key` over what the file says: text as it is, anything else as it
+//! would stand in the file. Keys of a list of sections (`[[..]]`) have no variable.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, ffi::OsString};
 
 use serde_json::Value as Json;
 use toml::{
@@ -9,47 +12,110 @@ use toml::{
     de::{DeInteger, DeTable, DeValue},
 };
 
-use super::{Fault, related};
+use super::{Fault, Place, related};
 
-/// What is left of a file when its faults are taken out.
+/// What the variables that set keys begin with.
+pub(super) const PREFIX: &str = "WAYSIDE__";
+
+/// What is left of a file and the variables when their faults are taken out.
 pub(super) struct Shaped<'t> {
     /// Only known keys with values of their types and ranges: the rest has its defaults.
     pub(super) table: Spanned<DeTable<'t>>,
     /// What was taken out, in the order of the keys.
     pub(super) faults: Vec<Fault>,
-    /// Line of each key that stands in the file, from 1.
-    pub(super) lines: BTreeMap<String, usize>,
+    /// Where each key stands.
+    pub(super) places: BTreeMap<String, Place>,
 }
 
-/// Reads `text` and takes out what `schema` does not allow.
+/// Reads `text` and `variables`, by name and value, and takes out what `schema` does not allow.
 ///
 /// # Errors
 /// All places where `text` is not TOML.
-pub(super) fn shape<'t>(text: &'t str, schema: &Json) -> Result<Shaped<'t>, Vec<toml::de::Error>> {
+pub(super) fn shape<'t>(
+    text: &'t str,
+    variables: &'t [(String, OsString)],
+    schema: &'t Json,
+) -> Result<Shaped<'t>, Vec<toml::de::Error>> {
     let (mut table, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(errors);
     }
-    let mut walk = Walk { text, schema, faults: Vec::new(), lines: BTreeMap::new() };
+    let mut walk = Walk { text, variable: None, schema, faults: Vec::new(), places: BTreeMap::new() };
     walk.table("", table.get_mut(), schema);
+    for (name, value) in variables {
+        let Some(text) = value.to_str() else {
+            walk.refuse(name, "..", "is not UTF-8".into());
+            continue;
+        };
+        (walk.text, walk.variable) = (text, Some(name.as_str()));
+        walk.variable(table.get_mut(), name, text);
+    }
     walk.missing("", table.get_ref(), schema);
-    Ok(Shaped { table, faults: walk.faults, lines: walk.lines })
+    Ok(Shaped { table, faults: walk.faults, places: walk.places })
 }
 
 struct Walk<'a> {
+    /// The file, or the value of `variable`.
     text: &'a str,
+    variable: Option<&'a str>,
     /// Of the whole file.
     schema: &'a Json,
     faults: Vec<Fault>,
-    lines: BTreeMap<String, usize>,
+    places: BTreeMap<String, Place>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// Sets the key that the variable `name` stands for.
+    fn variable(&mut self, mut table: &mut DeTable<'a>, name: &str, text: &'a str) {
+        let keys = settable("", self.schema);
+        let Some((key, schema)) =
+            keys.iter().find(|(key, schema)| variable(key) == name && !is_list_of_sections(schema))
+        else {
+            let mut lists = keys.iter().filter(|(_, schema)| is_list_of_sections(schema));
+            let known = keys.iter().map(|(key, _)| variable(key)[PREFIX.len()..].to_owned());
+            let limit = match lists.find(|(key, _)| name.starts_with(&variable(key))) {
+                Some((list, _)) => {
+                    format!("no variable sets a key of a list of sections: write it in [[{list}]]")
+                }
+                None => match nearest(known, &name[PREFIX.len()..]) {
+                    Some(known) => format!("unknown key; did you mean {PREFIX}{known}?"),
+                    None => "unknown key; `wayside config schema` prints the known ones".into(),
+                },
+            };
+            return self.refuse(name, text, limit);
+        };
+        self.places.insert(key.clone(), self.place(0));
+        let as_text = || Spanned::new(0..text.len(), DeValue::String(text.into()));
+        let mut value = match wanted(schema) {
+            "string" => as_text(),
+            _ => DeValue::parse(text).unwrap_or_else(|_| as_text()),
+        };
+        if !self.value(key, &mut value, schema) {
+            return;
+        }
+        let spanned = |name: &str| Spanned::new(0..0, Cow::Owned(name.to_owned()));
+        let mut path = key.split('.');
+        let last = path.next_back().unwrap_or_default();
+        for section in path {
+            let empty = || Spanned::new(0..0, DeValue::Table(DeTable::new()));
+            let DeValue::Table(within) = table.entry(spanned(section)).or_insert_with(empty).get_mut() else {
+                return;
+            };
+            table = within;
+        }
+        table.insert(spanned(last), value);
+    }
+
+    fn refuse(&mut self, variable: &str, value: &str, limit: String) {
+        let place = Some(Place::Variable(variable.to_owned()));
+        self.faults.push(Fault { place, key: variable.to_owned(), value: value.to_owned(), limit });
+    }
+
     fn table(&mut self, path: &str, table: &mut DeTable<'_>, schema: &Json) {
         let mut faulty = Vec::new();
         for (name, value) in table.iter_mut() {
             let key = join(path, name.get_ref());
-            self.lines.insert(key.clone(), self.line(name.span().start));
+            self.places.insert(key.clone(), self.place(name.span().start));
             if !self.entry(path, &key, name.get_ref(), value, schema) {
                 faulty.push(name.get_ref().clone());
             }
@@ -87,9 +153,7 @@ impl Walk<'_> {
     fn value(&mut self, key: &str, value: &mut Spanned<DeValue<'_>>, schema: &Json) -> bool {
         let start = value.span().start;
         let choices = choices(schema);
-        // Choices with a meaning each stand in `oneOf`, with their type.
-        let wanted = schema["type"].as_str().or(schema["oneOf"][0]["type"].as_str()).unwrap_or_default();
-        let limit = match (value.get_mut(), wanted) {
+        let limit = match (value.get_mut(), wanted(schema)) {
             (DeValue::Table(table), "object") => {
                 self.table(key, table, schema);
                 return true;
@@ -98,7 +162,7 @@ impl Walk<'_> {
                 let mut whole = true;
                 for (i, item) in array.iter_mut().enumerate() {
                     let key = format!("{key}[{i}]");
-                    self.lines.insert(key.clone(), self.line(item.span().start));
+                    self.places.insert(key.clone(), self.place(item.span().start));
                     whole &= self.value(&key, item, &schema["items"]);
                 }
                 return whole;
@@ -115,7 +179,7 @@ impl Walk<'_> {
                 }
             }
             (_, "object") => format!("must be a section: [{}]", section(key)),
-            (_, "array") if schema["items"]["type"] == "object" => {
+            (_, "array") if is_list_of_sections(schema) => {
                 format!("must be a list of sections: [[{}]]", section(key))
             }
             (_, "array") => "must be a list: [..]".into(),
@@ -123,7 +187,8 @@ impl Walk<'_> {
             (_, "integer") => "must be a whole number, without quotes".into(),
             (_, other) => format!("must be {other}"),
         };
-        self.lines.entry(key.to_owned()).or_insert_with(|| line(self.text, start));
+        let place = self.place(start);
+        self.places.entry(key.to_owned()).or_insert(place);
         self.fault(key, value, limit);
         false
     }
@@ -147,7 +212,7 @@ impl Walk<'_> {
                 choices => list(choices),
             };
             let limit = format!("must be set: {what}");
-            self.faults.push(Fault { line: None, key, value: String::new(), limit });
+            self.faults.push(Fault { place: None, key, value: String::new(), limit });
         }
         for (name, value) in table {
             let (key, schema) = (join(path, name.get_ref()), &schema["properties"][&**name.get_ref()]);
@@ -171,28 +236,54 @@ impl Walk<'_> {
             DeValue::Array(_) => "[..]".into(),
             _ => self.text.get(value.span()).unwrap_or_default().into(),
         };
-        self.faults.push(Fault { line: self.lines.get(key).copied(), key: key.into(), value, limit });
+        self.faults.push(Fault { place: self.places.get(key).cloned(), key: key.into(), value, limit });
     }
 
-    fn line(&self, at: usize) -> usize {
-        line(self.text, at)
+    fn place(&self, at: usize) -> Place {
+        match self.variable {
+            Some(name) => Place::Variable(name.to_owned()),
+            None => {
+                Place::Line(1 + self.text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count())
+            }
+        }
     }
 
     /// What may have been meant: a key of this name in another section, or one of this section that is written alike.
     fn nearest(&self, path: &str, name: &str, schema: &Json) -> Option<String> {
-        let alike = || {
-            names(schema)
-                .map(|known| (strsim::jaro_winkler(known, name), known))
-                .filter(|(likeness, _)| *likeness > 0.8)
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .map(|(_, known)| join(path, known))
-        };
+        let alike = || nearest(names(schema).map(str::to_owned), name).map(|known| join(path, &known));
         place_of(name, "", self.schema).or_else(alike)
     }
 }
 
-fn line(text: &str, at: usize) -> usize {
-    1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
+/// The one of `known` that is written most like `name`, if it is like it at all.
+fn nearest(known: impl Iterator<Item = String>, name: &str) -> Option<String> {
+    known
+        .map(|known| (strsim::jaro_winkler(&known, name), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+/// The keys below `schema` that are no sections, and the lists of sections.
+fn settable<'s>(path: &str, schema: &'s Json) -> Vec<(String, &'s Json)> {
+    match schema["properties"].as_object() {
+        Some(keys) => keys.iter().flat_map(|(name, schema)| settable(&join(path, name), schema)).collect(),
+        None => vec![(path.to_owned(), schema)],
+    }
+}
+
+fn is_list_of_sections(schema: &Json) -> bool {
+    schema["items"]["type"] == "object"
+}
+
+/// The variable that sets `key`.
+fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+/// The type of a value. Choices with a meaning each stand in `oneOf`, with their type.
+fn wanted(schema: &Json) -> &str {
+    schema["type"].as_str().or(schema["oneOf"][0]["type"].as_str()).unwrap_or_default()
 }
 
 fn join(path: &str, name: &str) -> String {

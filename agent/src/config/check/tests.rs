@@ -3,6 +3,10 @@
 use super::*;
 use crate::config::{Broker, MqttVersion};
 
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    super::parse(text, &[]).map(|checked| checked.config)
+}
+
 const GOOD: &str = r#"
     gateway.id = "gw-1"
     [[source.mqtt]]
@@ -195,6 +199,84 @@ fn the_schema_knows_every_default_range_and_choice() {
     );
 }
 
+/// What `GOOD` becomes with `variables` set, each given as `NAME=value`.
+fn with_variables(variables: &[&str]) -> Result<Config, ConfigError> {
+    let variable = |text: &&str| {
+        let (name, value) = text.split_once('=').expect("NAME=value");
+        (format!("WAYSIDE__{name}"), value.into())
+    };
+    let variables: Vec<_> = variables.iter().map(variable).collect();
+    super::parse(GOOD, &variables).map(|checked| checked.config)
+}
+
+#[test]
+fn a_variable_sets_its_key_over_the_file() {
+    let variables = [
+        "GATEWAY__ID=0815",
+        "COMMIT__WINDOW_MS=50",
+        "REPLICATE__BOOTSTRAP_SERVERS=[\"a:1\", \"b:2\"]",
+        "REPLICATE__PROPERTIES={ \"client.rack\" = \"a\" }",
+        "TELEMETRY__LISTEN=",
+        "LOG__DIR=/data/\"quoted\"",
+    ];
+    let config = with_variables(&variables).expect("good");
+    assert_eq!(config.gateway.id, "0815", "text needs no quotes");
+    assert_eq!(config.commit.window, Duration::from_millis(50));
+    assert_eq!(config.replicate.bootstrap_servers, ["a:1", "b:2"]);
+    assert_eq!(config.replicate.properties["client.rack"], "a");
+    assert_eq!(config.telemetry.listen, None);
+    assert_eq!(config.log.dir.to_str(), Some("/data/\"quoted\""));
+}
+
+#[test]
+fn what_must_be_set_may_be_a_variable() {
+    let text = GOOD.replace("gateway.id", "gateway.environment");
+    assert_eq!(
+        super::parse(&text, &[("WAYSIDE__GATEWAY__ID".into(), "g".into())]).expect("good").raw.gateway.id,
+        "g"
+    );
+}
+
+#[test]
+fn a_fault_of_the_environment_names_its_variable() {
+    let variables = [
+        "COMIT__WINDOW_MS=50",
+        "COMMIT__INTAKE_BYTES=65536",
+        "COMMIT__WINDOW_MS=fast",
+        "COLOUR=red",
+        "LOG__EPOCH_BYTES=1",
+        "REPLICATE__BOOTSTRAP_SERVERS=a:1",
+        "SOURCE__MQTT__0__NAME=b",
+        "STREAM=[]",
+        "TELEMETRY__LOG_FORMAT=xml",
+    ];
+    let said = with_variables(&variables).expect_err("faults").to_string();
+    let mut said: Vec<_> = said.lines().collect();
+    said.sort_unstable();
+    assert_eq!(
+        said,
+        [
+            "WAYSIDE__COLOUR = red: unknown key; `wayside config schema` prints the known ones",
+            "WAYSIDE__COMIT__WINDOW_MS = 50: unknown key; did you mean WAYSIDE__COMMIT__WINDOW_MS?",
+            "WAYSIDE__COMMIT__INTAKE_BYTES = 65536: at least commit.batch_bytes",
+            "WAYSIDE__COMMIT__WINDOW_MS = fast: must be a whole number, without quotes",
+            "WAYSIDE__LOG__EPOCH_BYTES = 1: must be 262144 to 67108864",
+            "WAYSIDE__REPLICATE__BOOTSTRAP_SERVERS = a:1: must be a list: [..]",
+            "WAYSIDE__SOURCE__MQTT__0__NAME = b: no variable sets a key of a list of sections: write it in [[source.mqtt]]",
+            "WAYSIDE__STREAM = []: no variable sets a key of a list of sections: write it in [[stream]]",
+            "WAYSIDE__TELEMETRY__LOG_FORMAT = xml: must be one of \"logfmt\", \"json\"",
+        ]
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_utf8_is_refused() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let value = OsString::from_vec(b"/var/\xff".to_vec());
+    let faults = super::parse(GOOD, &[("WAYSIDE__LOG__DIR".into(), value)]).expect_err("fault");
+    assert_eq!(faults.to_string(), "WAYSIDE__LOG__DIR = ..: is not UTF-8");
+}
+
 const SHIPPED: &str = include_str!("../../../../deploy/wayside.toml");
 
 #[test]
@@ -212,7 +294,7 @@ fn the_file_that_is_shipped_shows_every_key_with_its_default_and_meaning() {
     };
     let text = SHIPPED.lines().map(switched_on).collect::<Vec<_>>().join("\n");
     let schema = serde_json::to_value(raw::schema()).expect("JSON");
-    let shaped = shape(&text, &schema).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let shaped = shape(&text, &[], &schema).unwrap_or_else(|faults| panic!("{faults:?}"));
     assert_eq!(shaped.faults, []);
     let file: toml::Table = text.parse().expect("TOML");
     let file = serde_json::to_value(file).expect("JSON");
