@@ -8,3 +8,4 @@ mod delivery;
 mod journey;
 mod noise;
 mod servers;
+mod service;

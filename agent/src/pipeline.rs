@@ -65,7 +65,7 @@ pub async fn run(
     mut asked_to_stop: watch::Receiver<bool>,
 ) -> Result<(), PipelineError> {
     let config = Arc::new(config);
-    let Parts { clock, entropy, store, cursor, cluster, sources } = parts;
+    let Parts { clock, entropy, store, cursor, cluster, sources, service_manager } = parts;
     let mut registry = Registry::with_prefix("wayside");
     registry.register_collector(Box::new(ProcessCollector));
     let source_metrics = SourceMetrics::register(&mut registry);
@@ -168,31 +168,30 @@ pub async fn run(
     }
 
     // telemetry
-    if let Some(listen) = config.telemetry.listen {
-        let report = {
-            let commit_metrics = commit_metrics.clone();
-            move || {
-                let sources = source_health.iter().map(|(name, health)| {
-                    let state = health.state();
-                    SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
-                });
-                let commit = CommitReport {
-                    commits: commit_metrics.commits(),
-                    failures: commit_metrics.failures(),
-                    failing: commit_metrics.failing(),
-                };
-                let state = replicate_health.snapshot();
-                let replicate = ReplicateReport {
-                    backlog_records: state.lag_records,
-                    last_error: state.last_error,
-                    waiting_topics: state.waiting_topics,
-                };
-                HealthReport::new(sources.collect(), commit, replicate)
-            }
+    let health = Arc::new(move || {
+        let sources = source_health.iter().map(|(name, health)| {
+            let state = health.state();
+            SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
+        });
+        let commit = CommitReport {
+            commits: commit_metrics.commits(),
+            failures: commit_metrics.failures(),
+            failing: commit_metrics.failing(),
         };
-        let router = http::router(Arc::new(registry), Arc::new(report));
+        let state = replicate_health.snapshot();
+        let replicate = ReplicateReport {
+            backlog_records: state.lag_records,
+            last_error: state.last_error,
+            waiting_topics: state.waiting_topics,
+        };
+        HealthReport::new(sources.collect(), commit, replicate)
+    });
+    if let Some(listen) = config.telemetry.listen {
+        let router = http::router(Arc::new(registry), health.clone());
         tokio::spawn(http::serve(listen, router, stopping.clone()));
     }
+    let log = log_client.clone();
+    tokio::spawn(service_manager.report(move || log.answer(), move || health(), stopping.clone()));
     info!(gateway = config.gateway.id, version = env!("CARGO_PKG_VERSION"), "running");
 
     // batch and commit: returns when the sources have ended and all that they submitted is durable.

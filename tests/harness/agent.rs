@@ -71,8 +71,14 @@ listen = \"127.0.0.1:{telemetry_port}\"
     /// Starts the agent and waits until it serves its state.
     #[track_caller]
     pub fn start(&mut self) {
+        self.start_with([]);
+    }
+
+    /// As [`start`](Self::start), with variables of the environment.
+    #[track_caller]
+    pub fn start_with<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, String)>) {
         let mut command = process::command(binary("wayside"));
-        command.args(["run", "-c"]).arg(self.directory.path().join("wayside.toml"));
+        command.args(["run", "-c"]).arg(self.directory.path().join("wayside.toml")).envs(variables);
         self.run(command);
     }
 

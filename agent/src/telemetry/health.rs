@@ -1,6 +1,6 @@
 //! What `/healthz` says.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
@@ -71,6 +71,24 @@ impl HealthReport {
             && replicate.waiting_topics.is_empty();
         let status = if well { Status::Ok } else { Status::Degraded };
         Self { status, version: env!("CARGO_PKG_VERSION"), sources, commit, replicate }
+    }
+}
+
+/// One line, for a service manager's status.
+impl fmt::Display for HealthReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let connected = self.sources.iter().filter(|source| source.connected).count();
+        let (backlog, sources) = (self.replicate.backlog_records, self.sources.len());
+        write!(f, "backlog {backlog} records, {connected} of {sources} sources connected")?;
+        if self.commit.failing {
+            f.write_str("; commits fail: nothing is acknowledged")?;
+        }
+        let waiting = self.replicate.waiting_topics.values();
+        for cause in waiting.chain(&self.replicate.last_error) {
+            // A newline would begin another statement to the service manager.
+            write!(f, "; {}", cause.replace('\n', " "))?;
+        }
+        Ok(())
     }
 }
 

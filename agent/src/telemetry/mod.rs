@@ -3,6 +3,7 @@
 pub mod health;
 pub mod http;
 pub mod process;
+pub mod service;
 
 use std::io;
 
