@@ -61,3 +61,19 @@ fn the_service_manager_hears_that_the_agent_is_ready_alive_and_stopping() {
     agent.stop();
     manager.wait_for("STOPPING=1");
 }
+
+#[test]
+fn sighup_rereads_the_log_level_and_a_broken_file_changes_nothing() {
+    let mut agent = lonely_agent("sighup");
+    agent.start();
+    agent.configure("[telemetry]\n", "[telemetry]\nlog_level = \"info,wayside::cli=debug\"\n");
+    agent.reload();
+    agent.wait_for_log("telemetry.log_level changed");
+    agent.configure("replication_factor = 3", "replication_factor = 5");
+    agent.reload();
+    agent.wait_for_log("keys=replicate.replication_factor");
+    agent.configure("replication_factor = 5", "replication_factor = 500");
+    agent.reload();
+    agent.wait_for_log("replicate.replication_factor = 500: must be 1 to 100");
+    agent.stop();
+}

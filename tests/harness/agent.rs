@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::process::{self, Process};
+use crate::process::{self, Process, Signal};
 use crate::strace;
 use crate::{PATIENCE, binary, ports, wait_until};
 
@@ -96,6 +96,29 @@ listen = \"127.0.0.1:{telemetry_port}\"
         let mut process = self.process.take().expect("it was started");
         let status = process.terminate(PATIENCE);
         assert!(status.success(), "the agent ended with {status} after SIGTERM\n{}", process.log_tail());
+    }
+
+    /// Writes `new` for `old` in the configuration, which the agent does not see yet.
+    #[track_caller]
+    pub fn configure(&self, old: &str, new: &str) {
+        let path = self.directory.path().join("wayside.toml");
+        let text = std::fs::read_to_string(&path).expect("it was written");
+        assert!(text.contains(old), "no {old:?} in the configuration");
+        std::fs::write(&path, text.replacen(old, new, 1)).expect("our directory is writable");
+    }
+
+    /// Sends SIGHUP.
+    pub fn reload(&mut self) {
+        self.process.as_mut().expect("it was started").signal(Signal::HUP);
+    }
+
+    /// Waits until the agent's log has `text`.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        let process = self.process.as_ref().expect("it was started");
+        wait_until(PATIENCE, &format!("the log says {text:?}"), || {
+            process.log().contains(text).then_some(())
+        });
     }
 
     /// Kills the agent with SIGKILL.

@@ -1,6 +1,7 @@
 //! The command line of `wayside`.
 
 mod inspect;
+mod reread;
 
 use std::{
     ffi::OsString,
@@ -17,10 +18,14 @@ use tokio::{
 use tracing::{error, info};
 
 use crate::{
-    config::{Config, check, raw},
+    config::{
+        check::{self, Checked},
+        raw,
+    },
     parts::Parts,
     pipeline, telemetry,
 };
+use reread::Running;
 
 /// Ingest agent for gateways: frames from serial lines and MQTT, durable before they are acknowledged, replicated to
 /// Apache Kafka whatever the uplink does.
@@ -34,7 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the agent until SIGTERM or SIGINT, then commits, flushes to Kafka within replicate.shutdown_flush_ms, and
-    /// exits 0.
+    /// exits 0. SIGHUP rereads telemetry.log_level.
     Run {
         /// Configuration file.
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
@@ -91,7 +96,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Run { config } => load(&config).map(run),
+        Command::Run { config } => load(&config).map(|checked| run(config, checked)),
         Command::Check { config } => load(&config).map(|_| {
             println!("{}: good", config.display());
             Ok(())
@@ -112,15 +117,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn load(path: &Path) -> Result<Config, ExitCode> {
-    check::load(path).map(|checked| checked.config).map_err(|fault| {
+fn load(path: &Path) -> Result<Checked, ExitCode> {
+    check::load(path).map_err(|fault| {
         eprintln!("wayside: {}:\n{:#}", path.display(), anyhow::Error::new(fault));
         ExitCode::from(EXIT_CONFIG)
     })
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::init_logging(&config.telemetry);
+fn run(path: PathBuf, Checked { raw, config }: Checked) -> anyhow::Result<()> {
+    let log_level = telemetry::init_logging(&config.telemetry);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -129,6 +134,13 @@ fn run(config: Config) -> anyhow::Result<()> {
         let (stop, stopping) = watch::channel(false);
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        tokio::spawn(async move {
+            let mut running = Running { path, raw, log_level };
+            while hangup.recv().await.is_some() {
+                running.reread();
+            }
+        });
         tokio::spawn(async move {
             let name = tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
             info!(signal = name, "stopping");
