@@ -1,16 +1,19 @@
 //! The command line of `wayside`.
 
 mod inspect;
+mod man;
 mod reread;
 
 use std::{
     ffi::OsString,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -56,6 +59,14 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Prints what completes wayside's commands in a shell: `wayside completions bash
+    /// > /usr/share/bash-completion/completions/wayside`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Prints the man page, all commands in it: `wayside man | man -l -`.
+    Man,
     /// Looks into the local log.
     Log {
         #[command(subcommand)]
@@ -101,9 +112,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{}: good", config.display());
             Ok(())
         }),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wayside", &mut script);
+            Ok(print(&script))
+        }
+        Command::Man => Ok(man::page().context("cannot make the page").and_then(|page| print(&page))),
         Command::Config { command: ConfigCommand::Schema } => {
-            println!("{:#}", raw::schema().as_value());
-            Ok(Ok(()))
+            Ok(print(format!("{:#}\n", raw::schema().as_value()).as_bytes()))
         }
         Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(inspect::print(&dir, json)),
     };
@@ -115,6 +131,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(code) => code,
     }
+}
+
+/// Standard output may be a pipe that nobody reads any more.
+fn print(text: &[u8]) -> anyhow::Result<()> {
+    io::stdout().write_all(text).context("cannot write to standard output")
 }
 
 fn load(path: &Path) -> Result<Checked, ExitCode> {
