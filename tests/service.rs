@@ -5,10 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use wayside_tests::PATIENCE;
 use wayside_tests::agent::{self, Agent};
 
-/// On two busy cores.
-const DEADLINE: Duration = Duration::from_secs(60);
 const WATCHDOG: Duration = Duration::from_secs(4);
 
 /// The end of `NOTIFY_SOCKET` that systemd has.
@@ -21,7 +20,7 @@ impl ServiceManager {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { socket, directory }
     }
 

@@ -63,6 +63,11 @@ listen = \"127.0.0.1:{telemetry_port}\"
         &self.name
     }
 
+    /// The configuration file.
+    pub fn configuration(&self) -> PathBuf {
+        self.directory.path().join("wayside.toml")
+    }
+
     /// Where the log lies.
     pub fn log_directory(&self) -> PathBuf {
         self.directory.path().join("log")
@@ -78,7 +83,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     #[track_caller]
     pub fn start_with<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, String)>) {
         let mut command = process::command(binary("wayside"));
-        command.args(["run", "-c"]).arg(self.directory.path().join("wayside.toml")).envs(variables);
+        command.args(["run", "-c"]).arg(self.configuration()).envs(variables);
         self.run(command);
     }
 
@@ -86,7 +91,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     #[track_caller]
     pub fn start_traced(&mut self, trace: &Path) {
         let mut command = strace::command(trace);
-        command.arg(binary("wayside")).args(["run", "-c"]).arg(self.directory.path().join("wayside.toml"));
+        command.arg(binary("wayside")).args(["run", "-c"]).arg(self.configuration());
         self.run(command);
     }
 
@@ -101,7 +106,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     /// Writes `new` for `old` in the configuration, which the agent does not see yet.
     #[track_caller]
     pub fn configure(&self, old: &str, new: &str) {
-        let path = self.directory.path().join("wayside.toml");
+        let path = self.configuration();
         let text = std::fs::read_to_string(&path).expect("it was written");
         assert!(text.contains(old), "no {old:?} in the configuration");
         std::fs::write(&path, text.replacen(old, new, 1)).expect("our directory is writable");

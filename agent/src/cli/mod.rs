@@ -1,5 +1,6 @@
 //! The command line of `wayside`.
 
+mod connect;
 mod inspect;
 mod man;
 mod reread;
@@ -53,6 +54,13 @@ enum Command {
         /// Configuration file.
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
         config: PathBuf,
+        /// Tries the brokers, ports, disk and topics too, and says what it found; a running agent is not disturbed. Best
+        /// as the agent's user. Exits 1 if something failed.
+        #[arg(long)]
+        connect: bool,
+        /// One JSON object instead of lines.
+        #[arg(long, requires = "connect")]
+        json: bool,
     },
     /// What a configuration can say.
     Config {
@@ -108,9 +116,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Run { config } => load(&config).map(|checked| run(config, checked)),
-        Command::Check { config } => load(&config).map(|_| {
-            println!("{}: good", config.display());
-            Ok(())
+        Command::Check { config, connect, json } => load(&config).map(|checked| {
+            if connect {
+                connect::check(&checked.config, json)
+            } else {
+                print(format!("{}: good\n", config.display()).as_bytes())
+            }
         }),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -3,7 +3,13 @@
 pub mod check;
 pub mod raw;
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    num::NonZeroU16,
+    path::PathBuf,
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,6 +55,32 @@ impl Config {
     /// Partitions of `stream`.
     pub fn partitions(&self, stream: &str) -> NonZeroU16 {
         self.streams.get(stream).map_or(PARTITIONS_DEFAULT, |s| s.partitions)
+    }
+
+    /// The streams that records of this configuration can be in.
+    pub fn stream_names(&self) -> BTreeSet<&str> {
+        let native = [OCCUPANCY_STREAM, VEHICLE_POSITIONS_STREAM, RAW_STREAM];
+        let mut names: BTreeSet<_> = self.streams.keys().map(StreamName::as_str).collect();
+        names.extend([DEAD_LETTER_STREAM, GAPS_STREAM]);
+        for route in self.mqtt.iter().flat_map(|source| &source.routes) {
+            match &route.decode {
+                RouteDecode::Json { stream, .. }
+                | RouteDecode::Hfp { stream }
+                | RouteDecode::Raw { stream, .. } => {
+                    names.insert(stream.as_str());
+                }
+                RouteDecode::Native => names.extend(native),
+            }
+        }
+        for source in &self.serial {
+            match &source.protocol {
+                SerialProtocol::Native => names.extend(native),
+                SerialProtocol::Nmea { stream, raw_stream, .. } => {
+                    names.extend([stream.as_str(), raw_stream.as_str()]);
+                }
+            }
+        }
+        names
     }
 }
 

@@ -41,6 +41,7 @@ mod kafka;
 mod lane;
 mod metrics;
 mod properties;
+mod reach;
 mod replicator;
 pub mod simulated;
 mod stamp;
@@ -55,6 +56,7 @@ pub use driver::{Replicate, Summary, run};
 pub use kafka::KafkaCluster;
 pub use metrics::{HealthSnapshot, ReplicateHealth, ReplicateMetrics};
 pub use properties::{PROTECTED_PROPERTIES, check_properties};
+pub use reach::{Finding, reach};
 pub use replicator::Replicator;
 
 use crate::{

@@ -86,17 +86,25 @@ pub(super) enum Exchanged {
 }
 
 impl Connection {
-    /// Connects to `broker` with the session of `source`.
+    /// Connects to `broker` with the session of `source`, or with `clean` to a new one.
     ///
     /// # Errors
     /// [`ConnectionError`]; the caller waits and tries the next broker.
-    pub(super) async fn open(broker: &Broker, source: &MqttSource) -> Result<Self, ConnectionError> {
-        timeout(CONNECT_TIMEOUT, Self::open_untimed(broker, source))
+    pub(super) async fn open(
+        broker: &Broker,
+        source: &MqttSource,
+        clean: bool,
+    ) -> Result<Self, ConnectionError> {
+        timeout(CONNECT_TIMEOUT, Self::open_untimed(broker, source, clean))
             .await
             .unwrap_or(Err(ConnectionError::ConnectTimeout))
     }
 
-    async fn open_untimed(broker: &Broker, source: &MqttSource) -> Result<Self, ConnectionError> {
+    async fn open_untimed(
+        broker: &Broker,
+        source: &MqttSource,
+        clean: bool,
+    ) -> Result<Self, ConnectionError> {
         let stream = TcpStream::connect((broker.host.as_str(), broker.port))
             .await
             .map_err(ConnectionError::Connect)?;
@@ -111,7 +119,7 @@ impl Connection {
             writer: Writer::new(source.version),
             ack: ConnAck::default(),
         };
-        connection.writer.connect(source);
+        connection.writer.connect(source, clean);
         connection.write.write_all_buf(connection.writer.buffer()).await?;
         let packet = loop {
             if let Some(packet) = connection.packet()? {

@@ -325,14 +325,14 @@ impl Writer {
         self.buffer.is_empty()
     }
 
-    /// CONNECT to the persistent session of `source`.
-    pub(super) fn connect(&mut self, source: &MqttSource) {
+    /// CONNECT to the persistent session of `source`, or with `clean` to a new one.
+    pub(super) fn connect(&mut self, source: &MqttSource, clean: bool) {
         let keep_alive = u16::try_from(source.keep_alive.as_secs()).unwrap_or(u16::MAX);
         match self.version {
             MqttVersion::V3 => {
                 let mut connect = v3::v4::Connect::new(source.client_id.as_str());
                 connect.keep_alive = keep_alive;
-                connect.clean_session = false;
+                connect.clean_session = clean;
                 fits(connect.write(&mut self.buffer));
             }
             MqttVersion::V5 => {
@@ -344,7 +344,7 @@ impl Writer {
                 let connect = v5::v5::Connect {
                     keep_alive,
                     client_id: source.client_id.clone(),
-                    clean_start: false,
+                    clean_start: clean,
                     properties: Some(properties),
                 };
                 fits(connect.write(&None, &None, &mut self.buffer));

@@ -440,3 +440,23 @@ fn nmea_beyond_the_room_is_dropped_and_counted() {
         pipeline.record().await;
     });
 }
+
+#[test]
+fn a_check_says_whether_a_port_can_be_read() {
+    on_one_thread(async {
+        let socket = Socket::new();
+        let mut config = socket.config(SerialProtocol::Native, Value::Raw);
+        let err = |config: &SerialSource| reach(config).expect_err("cannot be read");
+        assert!(err(&config).contains("No such file"), "{}", err(&config));
+        let cable = socket.plug();
+        assert!(reach(&config).is_ok_and(|found| found.contains("free serial port")), "{:?}", reach(&config));
+        let user =
+            SerialStream::open(&builder(&config, &socket.path().display().to_string())).expect("opens");
+        assert!(err(&config).contains(&format!("process {}", std::process::id())), "{}", err(&config));
+        drop((user, cable));
+        config.path = "/dev/null".into();
+        assert_eq!(err(&config), "is no serial port");
+        config.path = "/".into();
+        assert_eq!(err(&config), "is no device");
+    });
+}

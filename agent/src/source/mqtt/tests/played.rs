@@ -446,3 +446,23 @@ fn rumqttc_properties() -> v5::ConnAckProperties {
         authentication_data: None,
     }
 }
+
+#[test]
+fn a_check_takes_no_session_away_and_leaves_none() {
+    on_one_thread(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let config =
+            config(MqttVersion::V5, Qos::AtLeastOnce, &[listener.local_addr().expect("bound").port()]);
+        let broker = async {
+            let (mut peer, connect) = Peer::accept(&listener, false).await;
+            let left = peer.packet().await;
+            (connect, left)
+        };
+        let (found, (connect, left)) = tokio::join!(reach(&config.brokers[0], &config), broker);
+        assert_eq!(found, Ok("accepts us as client wayside-test-check".into()));
+        assert_eq!(connect.client_id, "wayside-test-check", "not the agent's own");
+        assert!(connect.clean_start);
+        assert_eq!(connect.properties.expect("properties").session_expiry_interval, Some(0));
+        assert!(matches!(left, v5::Packet::Disconnect(_)), "{left:?}");
+    });
+}
