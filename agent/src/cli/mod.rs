@@ -1,6 +1,6 @@
 //! The command line of `wayside`.
 
-mod inspect;
+mod log;
 
 use std::{
     ffi::OsString,
@@ -46,22 +46,10 @@ enum Command {
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
         config: PathBuf,
     },
-    /// Looks into the local log.
+    /// Looks into the local log: safe while the agent runs, and on a directory copied from another machine.
     Log {
         #[command(subcommand)]
-        command: LogCommand,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum LogCommand {
-    /// Shows epochs, batches, offsets and the cursor. Reads copies: safe while the agent runs.
-    Inspect {
-        /// Data directory (log.dir).
-        dir: PathBuf,
-        /// One JSON object instead of the table.
-        #[arg(long)]
-        json: bool,
+        command: log::LogCommand,
     },
 }
 
@@ -85,7 +73,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{}: good", config.display());
             Ok(())
         }),
-        Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(inspect::print(&dir, json)),
+        Command::Log { command } => return log::run(command),
     };
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,

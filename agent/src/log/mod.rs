@@ -5,7 +5,7 @@
 //! * `entry`: an entry's bytes: header, checksum, compression
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`: what becomes of them
-//! * [`inspect`]: a look from outside
+//! * [`inspect`], [`verify`]: a look from outside
 //!
 //! # Invariants
 //! * An epoch starts with a checkpoint, so that it needs no other epoch; the newest one is never deleted.
@@ -31,6 +31,7 @@ mod retention;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -66,6 +67,13 @@ pub struct LogBatch {
     pub base_offset: Offset,
     /// The records, never empty.
     pub records: Vec<Record>,
+}
+
+impl LogBatch {
+    /// Offset behind the last record.
+    pub fn end_offset(&self) -> Offset {
+        Offset(self.base_offset.0.saturating_add(i64::try_from(self.records.len()).unwrap_or(i64::MAX)))
+    }
 }
 
 /// What one entry of the log holds: batches that were committed together.

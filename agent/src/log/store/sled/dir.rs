@@ -22,8 +22,12 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 
 use crate::log::store::{EntrySeq, EpochId};
 
-const MARKER: &str = "synced";
+pub(in crate::log) const MARKER: &str = "synced";
 const BALLAST: &str = "ballast";
+const LOCK: &str = "lock";
+
+/// What the engine has in the directory beside epochs.
+pub(in crate::log) const OWN_FILES: [&str; 2] = [LOCK, BALLAST];
 
 /// Times that a lock in use is asked for again, [`LOCK_PAUSE`] apart: an agent that was just killed holds it until the
 /// kernel has taken it apart.
@@ -75,7 +79,7 @@ impl DataDir {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(path.join("lock"))
+            .open(path.join(LOCK))
             .map_err(failed)?;
         let mut tries = 0;
         loop {

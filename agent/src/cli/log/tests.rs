@@ -1,0 +1,310 @@
+//! The commands on a log that the real writer has made, mostly while it has it open.
+
+use std::{fs, path::Path, sync::mpsc};
+
+use clap::Parser as _;
+use prometheus_client::registry::Registry;
+
+use super::{verify::Findings, *};
+use crate::{
+    batch::Batch,
+    log::{
+        EntrySeq, Log, LogMetrics, LogOptions, inspect,
+        store::sled::{SledOptions, SledStore},
+    },
+    record::{
+        ContentType, DeviceId, Offset, PartitionId, Received, Record, RecordHeader, StreamName, UnixMicros,
+    },
+    replicate::{Cursor, CursorFile},
+};
+
+fn open(dir: &Path) -> Log {
+    let options = SledOptions { reserve_bytes: 0, ballast_bytes: 0, ..SledOptions::default() };
+    let store = SledStore::open(dir, options).unwrap();
+    let metrics = LogMetrics::register(&mut Registry::default());
+    Log::open(Box::new(store), LogOptions::default(), metrics).unwrap().0
+}
+
+fn stream(name: &str) -> StreamName {
+    StreamName::new(name).unwrap()
+}
+
+/// A record received `second` seconds after 1970, whose value is binary for every third.
+fn record(stream: &StreamName, second: i64) -> Record {
+    Record {
+        stream: stream.clone(),
+        device: DeviceId::new(&format!("d{}", second % 2)).unwrap(),
+        value: if second % 3 == 0 { vec![0xff, 0, 10] } else { format!("{{\"n\":{second}}}").into() }.into(),
+        content_type: ContentType::Json,
+        event_time: None,
+        received: Received { at: UnixMicros(second * 1_000_000), ..Received::default() },
+        device_seq: None,
+        headers: vec![RecordHeader { name: "wayside.origin".into(), value: vec![0x80].into() }],
+    }
+}
+
+fn commit(log: &mut Log, name: &str, seconds: std::ops::Range<i64>) {
+    let stream = stream(name);
+    let records = seconds.map(|second| record(&stream, second)).collect();
+    log.append(vec![Batch { stream, partition: PartitionId(0), records }]);
+    log.sync().unwrap();
+}
+
+/// Two starts: vehicle 0..10, occupancy 10..12; then, in the log that is returned open, vehicle 12..20.
+fn two_epochs(dir: &Path) -> Log {
+    let mut log = open(dir);
+    commit(&mut log, "vehicle", 0..10);
+    commit(&mut log, "occupancy", 10..12);
+    drop(log);
+    let mut log = open(dir);
+    commit(&mut log, "vehicle", 12..20);
+    log
+}
+
+fn never() -> (mpsc::Sender<()>, Stop) {
+    let (running, stopped) = mpsc::channel();
+    (running, Stop(stopped))
+}
+
+#[derive(Debug, clap::Parser)]
+struct TestCli {
+    #[command(subcommand)]
+    command: LogCommand,
+}
+
+/// What the command line `log <args>` means.
+fn parse(args: &[&str], dir: &Path) -> LogCommand {
+    let args = ["log"]
+        .iter()
+        .chain(&args[..1])
+        .copied()
+        .chain([dir.to_str().unwrap()])
+        .chain(args[1..].iter().copied());
+    TestCli::try_parse_from(args).unwrap().command
+}
+
+fn tail(args: &[&str], dir: &Path) -> Vec<String> {
+    let LogCommand::Tail(tail) = parse(&[&["tail"], args].concat(), dir) else { unreachable!() };
+    let (_running, stop) = never();
+    let mut out = Vec::new();
+    tail::write(&tail, &mut out, &stop).unwrap();
+    String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn export(args: &[&str], dir: &Path) -> Vec<u8> {
+    let LogCommand::Export(export) = parse(&[&["export"], args].concat(), dir) else { unreachable!() };
+    let (_running, stop) = never();
+    let mut out = Vec::new();
+    let summary = export::write_records(&export, &mut out, &stop).unwrap().unwrap();
+    assert_eq!(summary.losses, 0);
+    out
+}
+
+/// The values of an export in the format `raw`, by the table in its documentation.
+fn read_raw(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut values = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (value, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
+        values.push(value.to_vec());
+        bytes = rest;
+    }
+    assert!(bytes.is_empty());
+    values
+}
+
+#[test]
+fn tail_shows_the_last_records_over_epochs_streams_and_devices() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let all = tail(&["-n", "100"], dir.path());
+    assert_eq!(all.len(), 20);
+    assert_eq!(all[1], "1970-01-01T00:00:01.000000Z  vehicle  d1  0/1  {\"n\":1}");
+    assert_eq!(all[3], "1970-01-01T00:00:03.000000Z  vehicle  d1  0/3  0xff000a");
+    assert_eq!(tail(&[], dir.path()), all[10..], "ten");
+    for n in [0, 1, 7, 8, 9, 11, 20] {
+        assert_eq!(tail(&["-n", &n.to_string()], dir.path()), all[20 - n..], "{n}");
+    }
+    assert_eq!(tail(&["--stream", "occupancy", "-n", "1"], dir.path()), all[11..12]);
+    let d0: Vec<_> = all.iter().filter(|line| line.contains("  d0  ")).cloned().collect();
+    assert_eq!(tail(&["--device", "d0", "-n", "5"], dir.path()), d0[5..]);
+    assert_eq!(tail(&["--device", "nobody"], dir.path()), Vec::<String>::new());
+}
+
+#[test]
+fn tail_follows_what_is_committed_into_new_epochs_until_it_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = two_epochs(dir.path());
+    let LogCommand::Tail(tail) = parse(&["tail", "--follow", "-n", "1"], dir.path()) else { unreachable!() };
+    let (running, stop) = never();
+    let (lines, written) = mpsc::channel::<Vec<u8>>();
+    let follower = thread::spawn(move || {
+        let mut out = io::LineWriter::new(Lines(lines));
+        tail::write(&tail, &mut out, &stop).unwrap();
+    });
+    let next = || String::from_utf8(written.recv_timeout(Duration::from_secs(60)).unwrap()).unwrap();
+    assert!(next().contains("0/17"));
+    commit(&mut log, "vehicle", 20..21);
+    assert!(next().contains("0/18"));
+    drop(log);
+    commit(&mut open(dir.path()), "vehicle", 21..22);
+    assert!(next().contains("0/19"), "in the next epoch");
+    drop(running);
+    follower.join().unwrap();
+}
+
+/// Sends each line that is written.
+struct Lines(mpsc::Sender<Vec<u8>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.send(line.to_vec()).map_err(io::Error::other)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_export_in_json_gives_back_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let lines = export(&[], dir.path());
+    let lines: Vec<serde_json::Value> = lines
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 20);
+    assert_eq!(
+        lines[12],
+        serde_json::json!({
+            "entry": 4, "stream": "vehicle", "partition": 0, "offset": 10, "device": "d0",
+            "received": "1970-01-01T00:00:12.000000Z", "received_quality": "unknown", "event_time": null,
+            "device_seq": null, "content_type": "application/json",
+            "headers": [{ "name": "wayside.origin", "value_hex": "80" }], "value_hex": "ff000a",
+        })
+    );
+    assert_eq!(lines[13]["value"], "{\"n\":13}");
+}
+
+#[test]
+fn an_export_is_of_a_period_a_stream_and_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let count = |args: &[&str]| read_raw(&export(&[&["--format", "raw"], args].concat(), dir.path())).len();
+    assert_eq!(count(&[]), 20);
+    assert_eq!(count(&["--from", "1970-01-01T00:00:05Z", "--to", "1970-01-01T00:00:15Z"]), 10);
+    assert_eq!(count(&["--from", "1970-01-01T00:00:05Z", "--stream", "occupancy"]), 2);
+    assert_eq!(count(&["--to", "1970-01-01T00:00:05Z", "--device", "d1"]), 2);
+}
+
+#[test]
+fn a_raw_export_is_read_back_by_its_documentation() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let name = stream("vehicle");
+    let values: Vec<_> = (0..10).chain(12..20).map(|second| record(&name, second).value.to_vec()).collect();
+    assert_eq!(read_raw(&export(&["--format", "raw", "--stream", "vehicle"], dir.path())), values);
+}
+
+#[test]
+fn an_export_to_a_file_appears_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("export.ndjson");
+    fs::write(&path, b"an older one").unwrap();
+    let LogCommand::Export(export) = parse(&["export", "--output", path.to_str().unwrap()], dir.path())
+    else {
+        unreachable!()
+    };
+    let (running, stop) = never();
+    drop(running);
+    assert_eq!(export::write_file(&export, &path, &stop).unwrap(), None, "interrupted");
+    assert_eq!(fs::read(&path).unwrap(), b"an older one");
+    let (_running, stop) = never();
+    export::write_file(&export, &path, &stop).unwrap().unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 20);
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1, "nothing temporary is left");
+}
+
+#[test]
+fn nobody_who_reads_any_more_is_no_failure() {
+    let gone = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("cannot write");
+    assert_eq!(failed(&gone, ExitCode::FAILURE), ExitCode::SUCCESS);
+    let full = anyhow::Error::from(io::Error::from(io::ErrorKind::StorageFull));
+    assert_eq!(failed(&full, ExitCode::FAILURE), ExitCode::FAILURE);
+}
+
+fn write_cursor(dir: &Path, next: EntrySeq, vehicle: i64) {
+    let acknowledged = [((stream("vehicle"), PartitionId(0)), Offset(vehicle))].into();
+    let mut cursor = Cursor { next, acknowledged, ..Cursor::default() };
+    CursorFile::open(dir).unwrap().0.write(&mut cursor).unwrap();
+}
+
+fn text(findings: &Findings) -> String {
+    let mut out = Vec::new();
+    verify::write(&mut out, findings).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn verify_calls_a_running_agents_directory_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = two_epochs(dir.path());
+    write_cursor(dir.path(), log.end(), 18);
+    let findings = Findings::of(dir.path()).unwrap();
+    assert!(findings.is_whole(), "{findings:?}");
+    assert!(text(&findings).ends_with("\nwhole\n"));
+}
+
+#[test]
+fn verify_says_which_of_the_lost_records_kafka_has_not_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = two_epochs(dir.path());
+    write_cursor(dir.path(), EntrySeq(1), 4);
+    let first = inspect::list(dir.path()).unwrap().epochs[0];
+    fs::remove_file(dir.path().join(first.to_string()).join("db")).unwrap();
+    let findings = Findings::of(dir.path()).unwrap();
+    assert!(!findings.is_whole());
+    let text = text(&findings);
+    let line = "lost    vehicle/0  offsets 0..10: 4 records that replication is past, 6 that Kafka has not acknowledged";
+    assert!(text.contains(line), "{text}");
+    assert!(text.contains("lost    occupancy/0  offsets 0..2: 0 records"), "{text}");
+    drop(log);
+}
+
+#[test]
+fn verify_finds_a_cursor_that_does_not_fit_the_log() {
+    let check = |spoil: &dyn Fn(&Path, &mut Log), words: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = two_epochs(dir.path());
+        spoil(dir.path(), &mut log);
+        let findings = Findings::of(dir.path()).unwrap();
+        assert!(!findings.is_whole() && findings.log.is_whole(), "{findings:?}");
+        let text = text(&findings);
+        assert!(text.contains(words), "{text}");
+    };
+    check(&|dir, log| write_cursor(dir, EntrySeq(log.end().0 + 5), 18), "it has lost its end");
+    check(&|dir, _| write_cursor(dir, EntrySeq(2), 100), "Kafka has vehicle/0 below offset 100");
+    let trimmed_too_far = |dir: &Path, log: &mut Log| {
+        log.trim(log.end()).unwrap();
+        write_cursor(dir, EntrySeq(1), 2);
+    };
+    check(&trimmed_too_far, "what was between them is lost");
+    let flipped = |dir: &Path, _: &mut Log| {
+        write_cursor(dir, EntrySeq(2), 2);
+        let path = dir.join("cursor");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    check(&flipped, "the whole log will be sent to Kafka again");
+}
+
+#[test]
+fn verify_of_a_directory_that_is_not_there_is_an_error() {
+    assert!(Findings::of(Path::new("/nonexistent/wayside")).is_err());
+}
