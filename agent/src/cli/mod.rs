@@ -1,6 +1,7 @@
 //! The command line of `wayside`.
 
 mod log;
+mod status;
 
 use std::{
     ffi::OsString,
@@ -46,6 +47,10 @@ enum Command {
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
         config: PathBuf,
     },
+    /// Asks the running agent over its HTTP endpoint how it is. Exits as a Nagios plugin: 0 ok, 1 warning (a source is
+    /// down, a topic waits for an operator, more waits for Kafka than the limits say), 2 critical (commits fail, so
+    /// nothing is stored), 3 unknown (the agent does not answer).
+    Status(status::StatusArgs),
     /// Looks into the local log: safe while the agent runs, and on a directory copied from another machine.
     Log {
         #[command(subcommand)]
@@ -73,6 +78,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{}: good", config.display());
             Ok(())
         }),
+        Command::Status(args) => return status::print(&args),
         Command::Log { command } => return log::run(command),
     };
     match done {

@@ -308,5 +308,6 @@ impl Log {
     fn update_gauges(&self) {
         self.metrics.epochs.set(i64::try_from(self.epochs.len()).unwrap_or(i64::MAX));
         self.metrics.size_bytes.set(i64::try_from(self.store.size_bytes()).unwrap_or(i64::MAX));
+        self.metrics.entries.set(i64::try_from(self.end.0 - self.first().0).unwrap_or(i64::MAX));
     }
 }
