@@ -27,10 +27,17 @@ use super::{
 use crate::{
     config::Compression,
     record::{Offset, PartitionId, StreamName},
+    replicate::cursor,
 };
 
 /// Bytes asked of the store at a time.
 const READ_BYTES: usize = 256 * 1024;
+
+/// What the names of directories begin with that keep what a repair took out or changed.
+pub(super) const KEPT_PREFIX: &str = "repair-";
+
+/// What every file system of the ext family has at its root.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// How often an epoch that changed while it was copied is copied again.
 const COPY_TRIES: u32 = 4;
@@ -105,7 +112,7 @@ pub fn list(dir: &Path) -> Result<DirReport, InspectError> {
             report.quarantined.insert(name, epoch);
         } else if sled::parse_half_deleted(&name).is_some() {
             report.half_deleted.push(name);
-        } else if !sled::OWN_FILES.contains(&name.as_str()) && name != crate::replicate::cursor::FILE_NAME {
+        } else if !is_own(&name) {
             report.foreign.push(name);
         }
     }
@@ -113,6 +120,12 @@ pub fn list(dir: &Path) -> Result<DirReport, InspectError> {
     report.half_deleted.sort_unstable();
     report.foreign.sort_unstable();
     Ok(report)
+}
+
+fn is_own(name: &str) -> bool {
+    sled::OWN_FILES.contains(&name)
+        || [cursor::FILE_NAME, LOST_AND_FOUND].contains(&name)
+        || name.starts_with(KEPT_PREFIX)
 }
 
 /// Looks into one epoch of `dir`; none when the agent has deleted it meanwhile.

@@ -5,7 +5,7 @@
 //! * `entry`: an entry's bytes: header, checksum, compression
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`: what becomes of them
-//! * [`inspect`], [`verify`]: a look from outside
+//! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
 //! # Invariants
 //! * An epoch starts with a checkpoint, so that it needs no other epoch; the newest one is never deleted.
@@ -27,6 +27,7 @@ pub mod inspect;
 mod metrics;
 mod reader;
 mod recovery;
+pub mod repair;
 mod retention;
 pub mod store;
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub struct Damage {
     pub entries: Option<(EntrySeq, EntrySeq)>,
     /// What was found.
     pub reason: String,
+    /// Whether the epoch itself is damaged. Otherwise it is whole as far as it goes, and what should follow is missing.
+    pub in_epoch: bool,
 }
 
 /// Records that the log had and has no more, told by the offsets on both sides.
@@ -59,6 +61,8 @@ pub struct Verification {
     pub next_offsets: BTreeMap<(StreamName, PartitionId), Offset>,
     /// The newest epoch, when no sync of it has completed: nothing in it was acknowledged, and the next start deletes it.
     pub unsynced: Option<EpochId>,
+    /// Epochs that are not the newest and have lost the mark of their sync: the next start would put them aside.
+    pub unmarked: Vec<EpochId>,
     /// What is damaged, in the order of the log.
     pub damage: Vec<Damage>,
     /// What that costs.
@@ -72,7 +76,10 @@ pub struct Verification {
 impl Verification {
     /// Whether nothing is damaged and nothing was put aside.
     pub fn is_whole(&self) -> bool {
-        self.damage.is_empty() && self.lost.is_empty() && self.put_aside.is_empty()
+        self.damage.is_empty()
+            && self.unmarked.is_empty()
+            && self.lost.is_empty()
+            && self.put_aside.is_empty()
     }
 
     /// Next offset of a partition, as far as anything read says.
@@ -81,7 +88,7 @@ impl Verification {
     }
 
     fn damage(&mut self, epoch: EpochId, entries: Option<(EntrySeq, EntrySeq)>, reason: impl Into<String>) {
-        self.damage.push(Damage { epoch, entries, reason: reason.into() });
+        self.damage.push(Damage { epoch, entries, reason: reason.into(), in_epoch: true });
     }
 }
 
@@ -133,7 +140,7 @@ fn read(found: &mut Verification, reader: &mut EpochReader, epoch: EpochId, limi
             found.end = epoch.0;
             return;
         }
-        found.damage(epoch, None, "it has lost the mark of its sync; the next start puts it aside");
+        found.unmarked.push(epoch);
     }
     let within = |seq: EntrySeq| limit.is_none_or(|limit| seq < limit);
     let mut has_checkpoint = false;
@@ -171,8 +178,9 @@ fn read(found: &mut Verification, reader: &mut EpochReader, epoch: EpochId, limi
     }
     found.end = limit.unwrap_or(reader.next);
     if let Some(end) = limit.filter(|limit| reader.next < *limit) {
+        let in_epoch = reader.broken.is_some() || reader.entries_read == 0;
         let reason = reader.broken.take().unwrap_or_else(|| "it ends before the next one begins".into());
-        found.damage(epoch, Some((reader.next, end)), reason);
+        found.damage.push(Damage { epoch, entries: Some((reader.next, end)), reason, in_epoch });
     } else if let Some(reason) = reader.broken.take() {
         found.damage(epoch, None, reason);
     } else if reader.entries_read == 0 {

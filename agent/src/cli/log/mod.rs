@@ -4,6 +4,7 @@
 mod export;
 mod inspect;
 mod record;
+mod repair;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,13 @@ pub(super) enum LogCommand {
     /// Writes records to standard output or a file, in the order of the log. Exits 1 when a part of the log could not
     /// be read; the rest is written all the same.
     Export(export::Export),
+    /// Puts a damaged data directory in order while no agent uses it. Without --yes it only says what it would do. Exits
+    /// 0 when nothing is left to do, 1 when something is, 2 when it cannot be done.
+    ///
+    /// Epochs of which nothing can be read go to bad-*; marks that epochs have lost are made again; a damaged cursor is
+    /// written again from its other half, or set to the first entry, so that records may be sent twice and none is
+    /// skipped; what is none of the agent's is moved to repair-*, with a copy of a changed cursor.
+    Repair(repair::Repair),
 }
 
 /// Exit code of a command that could not look at the log.
@@ -58,6 +66,8 @@ pub(super) fn run(command: LogCommand) -> ExitCode {
         }
         LogCommand::Tail(tail) => tail::print(&tail),
         LogCommand::Export(export) => export::write(&export),
+        LogCommand::Repair(repair) => repair::run(&repair, &mut stdout())
+            .or_else(|failure| Ok(failed(&failure, ExitCode::from(EXIT_UNKNOWN)))),
     };
     done.unwrap_or_else(|failure| failed(&failure, ExitCode::FAILURE))
 }

@@ -15,7 +15,7 @@ use crate::{
     record::{
         ContentType, DeviceId, Offset, PartitionId, Received, Record, RecordHeader, StreamName, UnixMicros,
     },
-    replicate::{Cursor, CursorFile},
+    replicate::{Cursor, CursorFile, cursor},
 };
 
 fn open(dir: &Path) -> Log {
@@ -307,4 +307,153 @@ fn verify_finds_a_cursor_that_does_not_fit_the_log() {
 #[test]
 fn verify_of_a_directory_that_is_not_there_is_an_error() {
     assert!(Findings::of(Path::new("/nonexistent/wayside")).is_err());
+}
+
+/// What `repair` prints, with its exit code in words.
+fn repair(args: &[&str], dir: &Path) -> (String, bool) {
+    let LogCommand::Repair(repair) = parse(&[&["repair"], args].concat(), dir) else { unreachable!() };
+    let mut out = Vec::new();
+    let code = repair::run(&repair, &mut out).unwrap();
+    (String::from_utf8(out).unwrap(), code == ExitCode::SUCCESS)
+}
+
+/// Every file in `dir` with its bytes, by path.
+fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(self::files(&path));
+        } else {
+            files.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_repair_touches_nothing_that_is_whole_and_nothing_while_an_agent_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = two_epochs(dir.path());
+    write_cursor(dir.path(), log.end(), 18);
+    let LogCommand::Repair(args) = parse(&["repair"], dir.path()) else { unreachable!() };
+    let refused = repair::run(&args, &mut Vec::new()).unwrap_err();
+    assert!(refused.to_string().contains("in use by another agent"), "{refused}");
+    drop(log);
+    let before = files(dir.path());
+    assert_eq!(repair(&["--yes"], dir.path()), ("nothing to do\n".into(), true));
+    assert_eq!(files(dir.path()), before);
+    let nowhere = dir.path().join("nowhere");
+    let LogCommand::Repair(args) = parse(&["repair", "--yes"], &nowhere) else { unreachable!() };
+    assert!(repair::run(&args, &mut Vec::new()).is_err());
+    assert!(!nowhere.exists());
+}
+
+#[test]
+fn a_repair_says_what_it_would_do_and_does_it_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    drop(two_epochs(dir.path()));
+    fs::remove_file(path("e-0000000000000000/db")).unwrap();
+    fs::create_dir(path("del-0000000000000009")).unwrap();
+    fs::write(path("notes.txt"), b"somebody else's").unwrap();
+    fs::create_dir(path("lost+found")).unwrap();
+    write_cursor(dir.path(), EntrySeq(1), 4);
+    flip(&path("cursor"), 20);
+    let before = files(dir.path());
+    let (text, done) = repair(&[], dir.path());
+    assert!(!done);
+    let words =
+        ["nothing in it can be read", "finish its deletion", "set it to the first entry", "\"notes.txt\""];
+    for words in words {
+        assert!(
+            text.lines().any(|line| line.starts_with("would  ") && line.contains(words)),
+            "{words}: {text}"
+        );
+    }
+    assert_eq!(files(dir.path()), before, "a dry run");
+
+    let (text, done) = repair(&["--yes"], dir.path());
+    assert!(done, "{text}");
+    assert!(path("bad-0000000000000000").exists() && path("lost+found").exists());
+    assert!(!path("del-0000000000000009").exists() && !path("notes.txt").exists());
+    let kept = PathBuf::from(text.lines().find_map(|line| line.strip_prefix("kept   ")).unwrap());
+    assert_eq!(fs::read(kept.join("notes.txt")).unwrap(), b"somebody else's");
+    assert_eq!(fs::read(kept.join("cursor")).unwrap(), before[&path("cursor")]);
+    let (cursor, damaged) = Cursor::load_counting_damage(&path("cursor")).unwrap();
+    let cursor = cursor.unwrap();
+    assert_eq!((cursor.next, cursor.acknowledged.len(), damaged), (EntrySeq(0), 0, 0));
+    assert_eq!(repair(&["--yes"], dir.path()), ("nothing to do\n".into(), true), "once is enough");
+}
+
+#[test]
+fn a_cursor_with_one_damaged_half_keeps_what_the_other_says() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(two_epochs(dir.path()));
+    let mut cursor = Cursor::default();
+    let (mut file, _) = CursorFile::open(dir.path()).unwrap();
+    for next in [1, 2] {
+        cursor.next = EntrySeq(next);
+        file.write(&mut cursor).unwrap();
+    }
+    for (slot, next) in [(0, 2), (cursor::SLOT_BYTES, 2)] {
+        flip(&dir.path().join("cursor"), slot + 20);
+        let (text, done) = repair(&["--yes"], dir.path());
+        assert!(done && text.contains("write its damaged half again"), "{text}");
+        let (cursor, damaged) = Cursor::load_counting_damage(&dir.path().join("cursor")).unwrap();
+        assert_eq!((cursor.unwrap().next, damaged), (EntrySeq(next), 0));
+    }
+}
+
+#[test]
+fn a_lost_mark_is_made_again_so_that_the_agent_does_not_put_a_whole_epoch_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(two_epochs(dir.path()));
+    fs::remove_file(dir.path().join("e-0000000000000000/synced")).unwrap();
+    assert!(repair(&["--yes"], dir.path()).1);
+    let mut log = open(dir.path());
+    assert_eq!(log.read(EntrySeq(0), 1 << 20).unwrap().groups.len(), 3);
+    assert!(Findings::of(dir.path()).unwrap().is_whole());
+}
+
+/// Changes an entry as no checksum of sled notices it.
+fn spoil_entry(epoch: &Path, seq: u64) {
+    let config = ::sled::Config::new().path(epoch).segment_size(512 * 1024).flush_every_ms(None);
+    let db = config.open().unwrap();
+    let name = db
+        .tree_names()
+        .into_iter()
+        .filter(|name| name.starts_with(b"t") && name[1..] <= seq.to_be_bytes()[..]);
+    let tree = db.open_tree(name.max().unwrap()).unwrap();
+    let mut bytes = tree.get(seq.to_be_bytes()).unwrap().unwrap().to_vec();
+    bytes[30] ^= 1;
+    tree.insert(seq.to_be_bytes(), bytes).unwrap();
+    db.flush().unwrap();
+}
+
+#[test]
+fn what_can_be_read_of_a_damaged_epoch_stays_unless_it_may_be_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    for second in 0..30 {
+        commit(&mut log, "vehicle", second..second + 1);
+    }
+    drop(log);
+    drop(two_epochs(dir.path()));
+    spoil_entry(&dir.path().join("e-0000000000000000"), 12);
+    let records = 29;
+
+    let before = files(dir.path());
+    let (text, done) = repair(&["--yes"], dir.path());
+    assert!(!done && text.contains(&format!("reads the other {records} records")), "{text}");
+    assert_eq!(files(dir.path()), before);
+    let (text, done) = repair(&["--yes", "--lose-damaged"], dir.path());
+    assert!(done && text.contains(&format!("with {records} records")), "{text}");
+    assert!(dir.path().join("bad-0000000000000000").exists());
 }

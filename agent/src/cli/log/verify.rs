@@ -135,6 +135,12 @@ pub(super) fn write(out: &mut impl Write, findings: &Findings) -> io::Result<()>
             _ => writeln!(out, "damage  {}  {}", damage.epoch, damage.reason)?,
         }
     }
+    for epoch in &log.unmarked {
+        writeln!(
+            out,
+            "damage  {epoch}  it has lost the mark of its sync: the next start would put it aside"
+        )?;
+    }
     for damage in &findings.cursor_damage {
         writeln!(out, "damage  cursor  {damage}")?;
     }
@@ -196,6 +202,7 @@ fn findings_json(findings: &Findings) -> Value {
         "damage": damage.collect::<Vec<_>>(),
         "lost": lost.collect::<Vec<_>>(),
         "put_aside": put_aside.collect::<Vec<_>>(),
+        "unmarked_epochs": log.unmarked.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "unsynced_epoch": log.unsynced.map(|epoch| epoch.to_string()),
         "half_deleted": log.dir.half_deleted,
         "foreign": log.dir.foreign,

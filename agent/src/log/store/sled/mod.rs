@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::{ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, SLOW_OPENS_MAX, StoreError, StoredEntry};
-use dir::DataDir;
+pub(in crate::log) use dir::DataDir;
 pub use dir::OpenError;
 pub(in crate::log) use dir::{MARKER, OWN_FILES};
 use epoch::{ReadEpoch, WriteEpoch};
