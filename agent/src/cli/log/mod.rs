@@ -5,6 +5,7 @@ mod export;
 mod inspect;
 mod record;
 mod repair;
+mod replay;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,10 @@ pub(super) enum LogCommand {
     /// Writes records to standard output or a file, in the order of the log. Exits 1 when a part of the log could not
     /// be read; the rest is written all the same.
     Export(export::Export),
+    /// Sends records that are still in the log to Kafka once more, with the header `wayside.replayed`. Without --yes it
+    /// only says how many. Safe while the agent runs: the cursor stays as it is, and what Kafka has not acknowledged is
+    /// left to the agent. Exits 0 when Kafka has all of it, 1 when not, 2 when interrupted.
+    Replay(replay::Replay),
     /// Puts a damaged data directory in order while no agent uses it. Without --yes it only says what it would do. Exits
     /// 0 when nothing is left to do, 1 when something is, 2 when it cannot be done.
     ///
@@ -66,6 +71,7 @@ pub(super) fn run(command: LogCommand) -> ExitCode {
         }
         LogCommand::Tail(tail) => tail::print(&tail),
         LogCommand::Export(export) => export::write(&export),
+        LogCommand::Replay(replay) => replay::run(&replay, &mut stdout()),
         LogCommand::Repair(repair) => repair::run(&repair, &mut stdout())
             .or_else(|failure| Ok(failed(&failure, ExitCode::from(EXIT_UNKNOWN)))),
     };

@@ -8,14 +8,16 @@ use prometheus_client::registry::Registry;
 use super::{verify::Findings, *};
 use crate::{
     batch::Batch,
+    config::check,
     log::{
         EntrySeq, Log, LogMetrics, LogOptions, inspect,
         store::sled::{SledOptions, SledStore},
     },
     record::{
         ContentType, DeviceId, Offset, PartitionId, Received, Record, RecordHeader, StreamName, UnixMicros,
+        header,
     },
-    replicate::{Cursor, CursorFile, cursor},
+    replicate::{Cursor, CursorFile, cursor, simulated},
 };
 
 fn open(dir: &Path) -> Log {
@@ -456,4 +458,91 @@ fn what_can_be_read_of_a_damaged_epoch_stays_unless_it_may_be_lost() {
     let (text, done) = repair(&["--yes", "--lose-damaged"], dir.path());
     assert!(done && text.contains(&format!("with {records} records")), "{text}");
     assert!(dir.path().join("bad-0000000000000000").exists());
+}
+
+const CONFIG: &str = r#"
+[gateway]
+id = "g"
+environment = "prod"
+[[source.mqtt]]
+name = "broker"
+urls = ["mqtt://127.0.0.1:1883"]
+[[source.mqtt.route]]
+topic_filter = "t/+"
+decode = "hfp"
+stream = "vehicle"
+[[stream]]
+name = "vehicle"
+partitions = 1
+[[stream]]
+name = "occupancy"
+partitions = 1
+[replicate]
+bootstrap_servers = ["127.0.0.1:9092"]
+"#;
+
+/// Replays to a simulated cluster; returns what is printed, whether all is well, and by stream the offsets that arrived.
+fn replay(args: &[&str], dir: &Path) -> anyhow::Result<(String, bool, [Vec<i64>; 2])> {
+    let LogCommand::Replay(replay) = parse(&[&["replay"], args].concat(), dir) else { unreachable!() };
+    let (cluster, brokers) = simulated::cluster(7);
+    let (_running, stop) = never();
+    let mut out = Vec::new();
+    let config = check::parse(CONFIG).unwrap();
+    let code = replay::replay_to(&replay, &config, || Ok(Box::new(cluster)), &mut out, &stop)?;
+    let arrived = ["prod.vehicle", "prod.occupancy"].map(|topic| {
+        let appended = brokers.partition(topic, PartitionId(0));
+        assert!(appended.iter().all(|a| a.record.headers.iter().any(|h| &*h.name == header::REPLAYED)));
+        appended.iter().map(|appended| appended.offset.0).collect()
+    });
+    Ok((String::from_utf8(out).unwrap(), code == ExitCode::SUCCESS, arrived))
+}
+
+#[test]
+fn a_replay_sends_what_kafka_has_acknowledged_beside_a_running_agent_and_leaves_its_cursor() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let nothing = replay(&["--yes"], dir.path()).unwrap();
+    assert_eq!(
+        (nothing.1, nothing.2),
+        (true, [vec![], vec![]]),
+        "without a cursor Kafka has acknowledged nothing"
+    );
+    // Entries: checkpoint, vehicle 0..10, occupancy; checkpoint, vehicle 10..18.
+    write_cursor(dir.path(), EntrySeq(3), 10);
+    let before = files(dir.path());
+    let (text, done, arrived) = replay(&[], dir.path()).unwrap();
+    assert!(
+        !done && text.starts_with("12 records that Kafka has acknowledged would be sent again"),
+        "{text}"
+    );
+    assert!(arrived.iter().all(Vec::is_empty));
+    let (text, done, arrived) = replay(&["--yes"], dir.path()).unwrap();
+    assert!(done && text.starts_with("12 records sent again, 0 "), "{text}");
+    assert_eq!(arrived, [(0..10).collect(), vec![0, 1]]);
+    assert_eq!(files(dir.path()), before);
+}
+
+#[test]
+fn a_replay_is_of_a_period_a_stream_and_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(two_epochs(dir.path()));
+    let period = ["--from", "1970-01-01T00:00:04Z", "--to", "1970-01-01T00:00:14Z"];
+    let check = |args: &[&str], expected: [Vec<i64>; 2]| {
+        let (text, done, arrived) =
+            replay(&[&["--yes", "--unacknowledged"], args].concat(), dir.path()).unwrap();
+        assert!(done, "{text}");
+        assert_eq!(arrived, expected, "{args:?}");
+    };
+    check(&[], [(0..18).collect(), vec![0, 1]]);
+    check(&period, [(4..12).collect(), vec![0, 1]]);
+    check(&["--stream", "occupancy"], [vec![], vec![0, 1]]);
+    check(&["--device", "d0", "--to", "1970-01-01T00:00:06Z"], [vec![0, 2, 4], vec![]]);
+}
+
+#[test]
+fn what_kafka_has_not_acknowledged_is_not_replayed_while_an_agent_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let _log = two_epochs(dir.path());
+    let refused = replay(&["--yes", "--unacknowledged"], dir.path()).unwrap_err();
+    assert!(refused.to_string().contains("in use by another agent"), "{refused}");
 }
