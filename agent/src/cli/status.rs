@@ -73,7 +73,7 @@ pub(super) fn print(args: &StatusArgs) -> ExitCode {
         Ok(report) => {
             let (severity, reasons) = judge(args, &report);
             let text = if args.json {
-                format!("{:#}\n", serde_json::to_value(&report).unwrap_or_default())
+                format!("{}\n", serde_json::to_string_pretty(&report).unwrap_or_default())
             } else {
                 table(severity, &reasons, &report)
             };

@@ -90,6 +90,9 @@ pub enum InspectError {
         #[source]
         source: io::Error,
     },
+    /// The caller wanted it to end.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl InspectError {

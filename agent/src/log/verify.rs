@@ -1,6 +1,6 @@
 //! Verify: reads all of a log from outside and says what is damaged, and which records that costs.
 //!
-//! Safe while an agent writes, as all of [`inspect`](super::inspect). What the agent deletes meanwhile is left out.
+//! Safe while an agent writes, as all of [`inspect`]. What the agent deletes meanwhile is left out.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -92,16 +92,22 @@ impl Verification {
     }
 }
 
-/// Reads every epoch of `dir`. `progress` is told the epochs done and how many there are.
+/// Reads every epoch of `dir`. `goes_on` is told the epochs done and how many there are, and says whether to go on.
 ///
 /// # Errors
-/// [`InspectError`] when the directory cannot be listed or an epoch not be copied. Damage is no error.
-pub fn verify(dir: &Path, mut progress: impl FnMut(usize, usize)) -> Result<Verification, InspectError> {
+/// [`InspectError`] when the directory cannot be listed or an epoch not be copied, and when it is not to go on. Damage is
+/// no error.
+pub fn verify(
+    dir: &Path,
+    mut goes_on: impl FnMut(usize, usize) -> bool,
+) -> Result<Verification, InspectError> {
     let listed = inspect::list(dir)?;
     let total = listed.epochs.len() + listed.quarantined.len();
     let mut found = Verification::default();
     for (index, &epoch) in listed.epochs.iter().enumerate() {
-        progress(index, total);
+        if !goes_on(index, total) {
+            return Err(InspectError::Interrupted);
+        }
         let limit = listed.epochs.get(index + 1).map(|following| following.0);
         let before = found.clone();
         for _ in 0..TORN_TRIES {
@@ -123,7 +129,9 @@ pub fn verify(dir: &Path, mut progress: impl FnMut(usize, usize)) -> Result<Veri
         }
     }
     for (name, &epoch) in &listed.quarantined {
-        progress(listed.epochs.len() + found.put_aside.len(), total);
+        if !goes_on(listed.epochs.len() + found.put_aside.len(), total) {
+            return Err(InspectError::Interrupted);
+        }
         if let Some(report) = inspect::at(&dir.join(name), epoch)? {
             found.put_aside.insert(name.clone(), report);
         }

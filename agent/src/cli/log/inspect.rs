@@ -24,8 +24,10 @@ pub(super) fn print(dir: &Path, json: bool) -> anyhow::Result<()> {
     let cursor = Cursor::load(&dir.join(cursor::FILE_NAME)).context("cannot read the cursor")?;
     let listed = inspect::list(dir).context("cannot list the log")?;
     let progress = Progress::new("epochs");
+    let stop = super::signals()?;
     let mut epochs = Vec::new();
     for (index, &epoch) in listed.epochs.iter().enumerate() {
+        anyhow::ensure!(!stop.is_set(), "interrupted");
         progress.at(index, listed.epochs.len());
         epochs.extend(inspect::epoch(dir, epoch).with_context(|| format!("cannot look into epoch {epoch}"))?);
     }

@@ -72,7 +72,8 @@ pub(super) fn run(command: LogCommand) -> ExitCode {
         LogCommand::Tail(tail) => tail::print(&tail),
         LogCommand::Export(export) => export::write(&export),
         LogCommand::Replay(replay) => replay::run(&replay, &mut stdout()),
-        LogCommand::Repair(repair) => repair::run(&repair, &mut stdout())
+        LogCommand::Repair(repair) => signals()
+            .and_then(|stop| repair::run(&repair, &mut stdout(), &stop))
             .or_else(|failure| Ok(failed(&failure, ExitCode::from(EXIT_UNKNOWN)))),
     };
     done.unwrap_or_else(|failure| failed(&failure, ExitCode::FAILURE))
@@ -131,8 +132,11 @@ impl Stop {
         thread::Builder::new().name("signals".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+                drop(running);
+                // A second signal does not wait for anything.
+                tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+                std::process::exit(EXIT_UNKNOWN.into());
             });
-            drop(running);
         })?;
         Ok(Self(stopped))
     }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::verify::Findings;
+use super::{Stop, verify::Findings};
 use crate::{
     env::{Clock, SystemClock},
     log::{inspect, repair::LockedDir, store::EpochId},
@@ -74,13 +74,13 @@ struct Plan {
 }
 
 /// Says what there is to do, and does it if told so.
-pub(super) fn run(repair: &Repair, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+pub(super) fn run(repair: &Repair, out: &mut impl Write, stop: &Stop) -> anyhow::Result<ExitCode> {
     let dir = &repair.dir;
     // Before the lock, which would make the directory.
     inspect::list(dir).context("cannot list the log")?;
     // A dry run makes no file, and where there is none nobody holds it.
     let locked = (repair.yes || LockedDir::has_lock(dir)).then(|| LockedDir::lock(dir)).transpose()?;
-    let findings = Findings::of(dir)?;
+    let findings = Findings::of(dir, stop)?;
     let Plan { steps, stay } = plan(repair, &findings)?;
     for (epoch, records) in &stay {
         writeln!(

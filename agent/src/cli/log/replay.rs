@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use clap::Args;
 
@@ -116,7 +116,7 @@ pub(super) fn replay_to(
         let cursor = Cursor::load(&dir.join(cursor::FILE_NAME)).context("cannot read the cursor")?;
         Some(cursor.map_or(EntrySeq(0), |cursor| cursor.next))
     };
-    let plan = plan(replay, limit)?;
+    let plan = plan(replay, limit, stop)?;
     let bound = if replay.unacknowledged { "" } else { " that Kafka has acknowledged" };
     if plan.records == 0 || !replay.yes {
         writeln!(
@@ -140,10 +140,11 @@ pub(super) fn replay_to(
 }
 
 /// Counts what is chosen below `limit`.
-fn plan(replay: &Replay, limit: Option<EntrySeq>) -> anyhow::Result<Plan> {
+fn plan(replay: &Replay, limit: Option<EntrySeq>, stop: &Stop) -> anyhow::Result<Plan> {
     let mut reader = DirReader::new(&replay.dir, EntrySeq(0)).until(limit);
     let mut plan = Plan::default();
     while let Some(found) = reader.read_next().context("cannot read the log")? {
+        ensure!(!stop.is_set(), "interrupted");
         let group = match found {
             Found::Group(group) => group,
             Found::Lost(lost) => {

@@ -1,13 +1,8 @@
 //! `wayside log tail`: the last records, and those that come.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Args;
 
 use super::{
@@ -46,7 +41,7 @@ pub(super) fn print(tail: &Tail) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn write(tail: &Tail, out: &mut impl Write, stop: &Stop) -> anyhow::Result<()> {
-    let (start, mut skip) = find_start(tail)?;
+    let (start, mut skip) = find_start(tail, stop)?;
     let mut reader = DirReader::new(&tail.dir, start);
     while !stop.is_set() {
         match reader.read_next().context("cannot read the log")? {
@@ -77,13 +72,13 @@ pub(super) fn write(tail: &Tail, out: &mut impl Write, stop: &Stop) -> anyhow::R
 
 /// The epoch in which the last records begin, and how many of those that are chosen come before them. Counted, not kept:
 /// memory does not depend on how many are wanted.
-fn find_start(tail: &Tail) -> anyhow::Result<(EntrySeq, u64)> {
+fn find_start(tail: &Tail, stop: &Stop) -> anyhow::Result<(EntrySeq, u64)> {
     let epochs = inspect::list(&tail.dir).context("cannot list the log")?.epochs;
     let mut start = epochs.last().map_or(EntrySeq(0), |newest| newest.0);
     let mut wanted = tail.lines;
     let mut end = None;
     for epoch in epochs.iter().rev().map(|epoch| epoch.0) {
-        let found = count(tail, &tail.dir, epoch, end)?;
+        let found = count(tail, epoch, end, stop)?;
         start = epoch;
         if found >= wanted {
             return Ok((start, found - wanted));
@@ -94,10 +89,11 @@ fn find_start(tail: &Tail) -> anyhow::Result<(EntrySeq, u64)> {
     Ok((start, 0))
 }
 
-fn count(tail: &Tail, dir: &Path, from: EntrySeq, end: Option<EntrySeq>) -> anyhow::Result<u64> {
-    let mut reader = DirReader::new(dir, from).until(end);
+fn count(tail: &Tail, from: EntrySeq, end: Option<EntrySeq>, stop: &Stop) -> anyhow::Result<u64> {
+    let mut reader = DirReader::new(&tail.dir, from).until(end);
     let mut count = 0;
     while let Some(found) = reader.read_next().context("cannot read the log")? {
+        ensure!(!stop.is_set(), "interrupted");
         let Found::Group(group) = found else { continue };
         count += record::records(&group).filter(|placed| tail.selection.takes(placed.record)).count() as u64;
     }

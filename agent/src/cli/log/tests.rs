@@ -246,6 +246,11 @@ fn write_cursor(dir: &Path, next: EntrySeq, vehicle: i64) {
     CursorFile::open(dir).unwrap().0.write(&mut cursor).unwrap();
 }
 
+fn check_dir(dir: &Path) -> anyhow::Result<Findings> {
+    let (_running, stop) = never();
+    Findings::of(dir, &stop)
+}
+
 fn text(findings: &Findings) -> String {
     let mut out = Vec::new();
     verify::write(&mut out, findings).unwrap();
@@ -257,7 +262,7 @@ fn verify_calls_a_running_agents_directory_whole() {
     let dir = tempfile::tempdir().unwrap();
     let log = two_epochs(dir.path());
     write_cursor(dir.path(), log.end(), 18);
-    let findings = Findings::of(dir.path()).unwrap();
+    let findings = check_dir(dir.path()).unwrap();
     assert!(findings.is_whole(), "{findings:?}");
     assert!(text(&findings).ends_with("\nwhole\n"));
 }
@@ -269,7 +274,7 @@ fn verify_says_which_of_the_lost_records_kafka_has_not_acknowledged() {
     write_cursor(dir.path(), EntrySeq(1), 4);
     let first = inspect::list(dir.path()).unwrap().epochs[0];
     fs::remove_file(dir.path().join(first.to_string()).join("db")).unwrap();
-    let findings = Findings::of(dir.path()).unwrap();
+    let findings = check_dir(dir.path()).unwrap();
     assert!(!findings.is_whole());
     let text = text(&findings);
     let line = "lost    vehicle/0  offsets 0..10: 4 records that replication is past, 6 that Kafka has not acknowledged";
@@ -284,7 +289,7 @@ fn verify_finds_a_cursor_that_does_not_fit_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = two_epochs(dir.path());
         spoil(dir.path(), &mut log);
-        let findings = Findings::of(dir.path()).unwrap();
+        let findings = check_dir(dir.path()).unwrap();
         assert!(!findings.is_whole() && findings.log.is_whole(), "{findings:?}");
         let text = text(&findings);
         assert!(text.contains(words), "{text}");
@@ -308,14 +313,15 @@ fn verify_finds_a_cursor_that_does_not_fit_the_log() {
 
 #[test]
 fn verify_of_a_directory_that_is_not_there_is_an_error() {
-    assert!(Findings::of(Path::new("/nonexistent/wayside")).is_err());
+    assert!(check_dir(Path::new("/nonexistent/wayside")).is_err());
 }
 
 /// What `repair` prints, with its exit code in words.
 fn repair(args: &[&str], dir: &Path) -> (String, bool) {
     let LogCommand::Repair(repair) = parse(&[&["repair"], args].concat(), dir) else { unreachable!() };
+    let (_running, stop) = never();
     let mut out = Vec::new();
-    let code = repair::run(&repair, &mut out).unwrap();
+    let code = repair::run(&repair, &mut out, &stop).unwrap();
     (String::from_utf8(out).unwrap(), code == ExitCode::SUCCESS)
 }
 
@@ -345,7 +351,8 @@ fn a_repair_touches_nothing_that_is_whole_and_nothing_while_an_agent_runs() {
     let log = two_epochs(dir.path());
     write_cursor(dir.path(), log.end(), 18);
     let LogCommand::Repair(args) = parse(&["repair"], dir.path()) else { unreachable!() };
-    let refused = repair::run(&args, &mut Vec::new()).unwrap_err();
+    let (_running, stop) = never();
+    let refused = repair::run(&args, &mut Vec::new(), &stop).unwrap_err();
     assert!(refused.to_string().contains("in use by another agent"), "{refused}");
     drop(log);
     let before = files(dir.path());
@@ -353,7 +360,7 @@ fn a_repair_touches_nothing_that_is_whole_and_nothing_while_an_agent_runs() {
     assert_eq!(files(dir.path()), before);
     let nowhere = dir.path().join("nowhere");
     let LogCommand::Repair(args) = parse(&["repair", "--yes"], &nowhere) else { unreachable!() };
-    assert!(repair::run(&args, &mut Vec::new()).is_err());
+    assert!(repair::run(&args, &mut Vec::new(), &stop).is_err());
     assert!(!nowhere.exists());
 }
 
@@ -421,7 +428,7 @@ fn a_lost_mark_is_made_again_so_that_the_agent_does_not_put_a_whole_epoch_aside(
     assert!(repair(&["--yes"], dir.path()).1);
     let mut log = open(dir.path());
     assert_eq!(log.read(EntrySeq(0), 1 << 20).unwrap().groups.len(), 3);
-    assert!(Findings::of(dir.path()).unwrap().is_whole());
+    assert!(check_dir(dir.path()).unwrap().is_whole());
 }
 
 /// Changes an entry as no checksum of sled notices it.

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use super::{
-    Progress,
+    Progress, Stop,
     inspect::{cursor_json, partition_json},
 };
 use crate::{
@@ -32,15 +32,18 @@ pub(super) struct Findings {
 
 impl Findings {
     /// Checks `dir`. Only reads, and takes no lock.
-    pub(super) fn of(dir: &Path) -> anyhow::Result<Self> {
+    pub(super) fn of(dir: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let load =
             || Cursor::load_counting_damage(&dir.join(cursor::FILE_NAME)).context("cannot read the cursor");
         // Before the epochs, or it could name entries that they did not have; and behind them, or what it is past
         // could be trimmed. A slot that is just being written looks damaged once.
         let (cursor, damaged_before) = load()?;
         let progress = Progress::new("epochs");
-        let log =
-            verify::verify(dir, |done, total| progress.at(done, total)).context("cannot look at the log")?;
+        let goes_on = |done, total| {
+            progress.at(done, total);
+            !stop.is_set()
+        };
+        let log = verify::verify(dir, goes_on).context("cannot look at the log")?;
         let (cursor_after, damaged_after) = load()?;
         let mut findings =
             Self { log, cursor, damaged_slots: damaged_before.min(damaged_after), cursor_damage: Vec::new() };
@@ -102,7 +105,7 @@ impl Findings {
 
 /// Prints what is in `dir` and what is wrong with it to standard output. Exit code 0 whole, 1 damaged.
 pub(super) fn print(dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let findings = Findings::of(dir)?;
+    let findings = Findings::of(dir, &super::signals()?)?;
     let mut out = super::stdout();
     if json {
         writeln!(out, "{:#}", findings_json(&findings))?;
