@@ -30,9 +30,9 @@ use crate::{
         metrics::{SourceHealth, SourceMetrics},
     },
     telemetry::{
-        health::{CommitReport, HealthReport, ReplicateReport, SourceReport},
+        health::{CommitReport, DropReport, HealthReport, LogReport, ReplicateReport, SourceReport},
         http,
-        process::ProcessCollector,
+        process::{ProcessCollector, free_bytes},
     },
 };
 
@@ -108,7 +108,7 @@ pub async fn run(
     );
     let first = log.first();
     let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
-    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics);
+    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics.clone());
     let (log_client, log_thread) =
         commit::owner::spawn(owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
 
@@ -168,24 +168,45 @@ pub async fn run(
     }
 
     // telemetry
-    let health = Arc::new(move || {
-        let sources = source_health.iter().map(|(name, health)| {
-            let state = health.state();
-            SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
-        });
-        let commit = CommitReport {
-            commits: commit_metrics.commits(),
-            failures: commit_metrics.failures(),
-            failing: commit_metrics.failing(),
-        };
-        let state = replicate_health.snapshot();
-        let replicate = ReplicateReport {
-            backlog_records: state.lag_records,
-            last_error: state.last_error,
-            waiting_topics: state.waiting_topics,
-        };
-        HealthReport::new(sources.collect(), commit, replicate)
-    });
+    let health = {
+        let (config, clock) = (Arc::clone(&config), Arc::clone(&clock));
+        let started = clock.monotonic();
+        Arc::new(move || {
+            let sources = source_health.iter().map(|(name, health)| {
+                let state = health.state();
+                SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
+            });
+            let commit = CommitReport {
+                commits: commit_metrics.commits(),
+                failures: commit_metrics.failures(),
+                failing: commit_metrics.failing(),
+            };
+            let log = LogReport {
+                epochs: log_metrics.epochs(),
+                size_bytes: log_metrics.size_bytes(),
+                free_bytes: free_bytes(&config.log.dir),
+            };
+            let state = replicate_health.snapshot();
+            let replicate = ReplicateReport {
+                backlog_records: state.lag_records,
+                backlog_bytes: log_metrics.size_bytes_of(state.lag_entries),
+                backlog_age_seconds: state.oldest_age_seconds,
+                last_error: state.last_error,
+                waiting_topics: state.waiting_topics,
+            };
+            let dropped = DropReport::of_stage("source", source_metrics.drops())
+                .chain(DropReport::of_stage("replicate", state.dropped));
+            HealthReport::new(
+                clock.monotonic().since(started),
+                clock.wall().quality.into(),
+                sources.collect(),
+                commit,
+                log,
+                replicate,
+                dropped.collect(),
+            )
+        })
+    };
     if let Some(listen) = config.telemetry.listen {
         let router = http::router(Arc::new(registry), health.clone());
         tokio::spawn(http::serve(listen, router, stopping.clone()));

@@ -1,9 +1,10 @@
 //! The command line of `wayside`.
 
 mod connect;
-mod inspect;
+mod log;
 mod man;
 mod reread;
+mod status;
 
 use std::{
     ffi::OsString,
@@ -67,6 +68,15 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Asks the running agent over its HTTP endpoint how it is. Exits as a Nagios plugin: 0 ok, 1 warning (a source is
+    /// down, a topic waits for an operator, more waits for Kafka than the limits say), 2 critical (commits fail, so
+    /// nothing is stored), 3 unknown (the agent does not answer).
+    Status(status::StatusArgs),
+    /// Looks into the local log: safe while the agent runs, and on a directory copied from another machine.
+    Log {
+        #[command(subcommand)]
+        command: log::LogCommand,
+    },
     /// Prints what completes wayside's commands in a shell: `wayside completions bash
     /// > /usr/share/bash-completion/completions/wayside`.
     Completions {
@@ -75,29 +85,12 @@ enum Command {
     },
     /// Prints the man page, all commands in it: `wayside man | man -l -`.
     Man,
-    /// Looks into the local log.
-    Log {
-        #[command(subcommand)]
-        command: LogCommand,
-    },
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Prints the JSON Schema of the configuration file: every key with its meaning, default, range and choices.
     Schema,
-}
-
-#[derive(Debug, Subcommand)]
-enum LogCommand {
-    /// Shows epochs, batches, offsets and the cursor. Reads copies: safe while the agent runs.
-    Inspect {
-        /// Data directory (log.dir).
-        dir: PathBuf,
-        /// One JSON object instead of the table.
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// Exit code of a configuration that cannot be.
@@ -123,16 +116,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 print(format!("{}: good\n", config.display()).as_bytes())
             }
         }),
+        Command::Config { command: ConfigCommand::Schema } => {
+            Ok(print(format!("{:#}\n", raw::schema().as_value()).as_bytes()))
+        }
+        Command::Status(args) => return status::print(&args),
+        Command::Log { command } => return log::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "wayside", &mut script);
             Ok(print(&script))
         }
         Command::Man => Ok(man::page().context("cannot make the page").and_then(|page| print(&page))),
-        Command::Config { command: ConfigCommand::Schema } => {
-            Ok(print(format!("{:#}\n", raw::schema().as_value()).as_bytes()))
-        }
-        Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(inspect::print(&dir, json)),
     };
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,

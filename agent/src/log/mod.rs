@@ -5,7 +5,7 @@
 //! * `entry`: an entry's bytes: header, checksum, compression
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`: what becomes of them
-//! * [`inspect`]: a look from outside
+//! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
 //! # Invariants
 //! * An epoch starts with a checkpoint, so that it needs no other epoch; the newest one is never deleted.
@@ -27,10 +27,12 @@ pub mod inspect;
 mod metrics;
 mod reader;
 mod recovery;
+pub mod repair;
 mod retention;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -66,6 +68,13 @@ pub struct LogBatch {
     pub base_offset: Offset,
     /// The records, never empty.
     pub records: Vec<Record>,
+}
+
+impl LogBatch {
+    /// Offset behind the last record.
+    pub fn end_offset(&self) -> Offset {
+        Offset(self.base_offset.0.saturating_add(i64::try_from(self.records.len()).unwrap_or(i64::MAX)))
+    }
 }
 
 /// What one entry of the log holds: batches that were committed together.
@@ -300,5 +309,6 @@ impl Log {
     fn update_gauges(&self) {
         self.metrics.epochs.set(i64::try_from(self.epochs.len()).unwrap_or(i64::MAX));
         self.metrics.size_bytes.set(i64::try_from(self.store.size_bytes()).unwrap_or(i64::MAX));
+        self.metrics.entries.set(i64::try_from(self.end.0 - self.first().0).unwrap_or(i64::MAX));
     }
 }

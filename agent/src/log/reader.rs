@@ -41,7 +41,7 @@ impl Continuity {
     fn check(&mut self, group: &BatchGroup) -> Option<String> {
         let mut wrong = None;
         for batch in &group.batches {
-            let end = Offset(batch.base_offset.0 + i64::try_from(batch.records.len()).unwrap_or(i64::MAX));
+            let end = batch.end_offset();
             let key = (batch.stream.clone(), batch.partition);
             let expected = self.expected.insert(key, end);
             if let Some(expected) = expected.filter(|e| *e != batch.base_offset) {

@@ -543,10 +543,12 @@ impl Replicator {
         m.in_flight_records.set(gauge(self.tokens.len() as u64));
         m.in_flight_bytes.set(gauge(self.in_flight_bytes() as u64));
         m.lag_records.set(gauge(lag_records));
-        m.lag_entries.set(gauge(self.end.0.saturating_sub(self.acknowledged().0)));
-        let oldest = self.entries.values().find_map(|entry| entry.received);
-        m.oldest_age_seconds.set(oldest.map_or(0, |at| (wall.0.saturating_sub(at.0) / 1_000_000).max(0)));
-        m.health().lag(lag_records, self.is_caught_up());
+        let lag_entries = self.end.0.saturating_sub(self.acknowledged().0);
+        m.lag_entries.set(gauge(lag_entries));
+        let oldest = self.entries.values().find_map(|entry| entry.received).unwrap_or(wall);
+        let age_seconds = u64::try_from(wall.0.saturating_sub(oldest.0) / 1_000_000).unwrap_or(0);
+        m.oldest_age_seconds.set(gauge(age_seconds));
+        m.health().lag(lag_records, lag_entries, age_seconds, self.is_caught_up());
     }
 }
 

@@ -137,15 +137,13 @@ impl ServiceManager {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
     use super::*;
-    use crate::telemetry::health::{CommitReport, ReplicateReport};
 
     const WATCHDOG: Duration = Duration::from_secs(20);
-    const STATUS: &str = "STATUS=backlog 7 records, 0 of 0 sources connected";
+    const STATUS: &str = "STATUS=backlog 7 records, 1 of 1 sources connected";
 
     /// A service manager at a real socket, and a log that answers when the test says so. Time is tokio's own.
     struct Bench {
@@ -189,10 +187,9 @@ mod tests {
     }
 
     fn health() -> HealthReport {
-        let commit = CommitReport { commits: 1, failures: 0, failing: false };
-        let replicate =
-            ReplicateReport { backlog_records: 7, last_error: None, waiting_topics: BTreeMap::new() };
-        HealthReport::new(Vec::new(), commit, replicate)
+        let mut report = crate::telemetry::health::tests::good();
+        report.replicate.backlog_records = 7;
+        report
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 mod damage;
 mod format;
 mod model;
+mod verify;
 
 use std::path::Path;
 
