@@ -82,7 +82,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     /// As [`start`](Self::start), with variables of the environment.
     #[track_caller]
     pub fn start_with<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, String)>) {
-        let mut command = process::command(binary("wayside"));
+        let mut command = process::command(program());
         command.args(["run", "-c"]).arg(self.configuration()).envs(variables);
         self.run(command);
     }
@@ -91,7 +91,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     #[track_caller]
     pub fn start_traced(&mut self, trace: &Path) {
         let mut command = strace::command(trace);
-        command.arg(binary("wayside")).args(["run", "-c"]).arg(self.configuration());
+        command.arg(program()).args(["run", "-c"]).arg(self.configuration());
         self.run(command);
     }
 
@@ -214,6 +214,11 @@ baud = 115200
 ",
         path.display()
     )
+}
+
+/// The agent of this workspace, or another build of it that `WAYSIDE_TEST_AGENT` names.
+fn program() -> PathBuf {
+    std::env::var_os("WAYSIDE_TEST_AGENT").map_or_else(|| binary("wayside"), PathBuf::from)
 }
 
 /// The body of `http://127.0.0.1:port/path`, whatever the status; `None` when nobody answers.

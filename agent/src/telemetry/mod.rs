@@ -7,17 +7,23 @@ pub mod service;
 
 use std::io;
 
-use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    Registry,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
 
 use crate::config::{LogFormat, Telemetry};
 
 /// The level of the agent's log, which may change while it runs.
 #[derive(Debug)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<Targets, Registry>);
 
 impl LogLevel {
     /// A filter at `level`, and the way to change it for as long as the filter is there.
-    pub(crate) fn new(level: &str) -> (reload::Layer<EnvFilter, Registry>, Self) {
+    pub(crate) fn new(level: &str) -> (reload::Layer<Targets, Registry>, Self) {
         let (layer, handle) = reload::Layer::new(filter(level));
         (layer, Self(handle))
     }
@@ -37,8 +43,8 @@ impl LogLevel {
 }
 
 /// `level` was checked with the config; one that does not parse is `info`.
-fn filter(level: &str) -> EnvFilter {
-    EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
+fn filter(level: &str) -> Targets {
+    level.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO))
 }
 
 /// Sends what the agent logs to standard error, where journald or a terminal takes it. A second call changes nothing.

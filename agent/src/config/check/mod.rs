@@ -254,7 +254,7 @@ impl Checker {
     }
 
     fn log_level(&mut self, key: &str, value: &str) -> String {
-        if let Err(error) = value.parse::<tracing_subscriber::EnvFilter>() {
+        if let Err(error) = value.parse::<tracing_subscriber::filter::Targets>() {
             self.fault(key, &quoted(value), &format!("is no level or filter: {error}"));
         }
         value.into()

@@ -323,3 +323,12 @@ fn differences(key: &str, file: &serde_json::Value, schema: &serde_json::Value) 
         value => vec![format!("{key} = {value}, the default is {default}")],
     }
 }
+
+#[test]
+fn a_log_level_is_one_for_all_or_one_for_each_module() {
+    let with = |level| format!("{GOOD}[telemetry]\nlog_level = \"{level}\"");
+    for good in ["debug", "off", "info,wayside::replicate=debug,librdkafka=off"] {
+        assert_eq!(parse(&with(good)).expect("good").telemetry.log_level, good);
+    }
+    check_faults(&with("info,wayside=loud"), &["telemetry.log_level = \"info,wayside=loud\""]);
+}
