@@ -214,6 +214,7 @@ impl Lane {
     pub(super) fn is_at_end(&mut self) {
         if self.pending.is_empty() && self.sent.is_empty() {
             self.acknowledged = self.acknowledged.max(self.end);
+            self.taken = Some(self.acknowledged);
         }
     }
 

@@ -70,10 +70,9 @@ impl Replicator {
         let end = (taken >= floor || found < floor).then_some(found);
         let gap = Gap::of_log(Reason::Damaged, lane.stream.clone(), lane.partition, taken, end);
         lane.taken = Some(found);
-        // Found before, by a producer that was given up since.
-        if lane.untold.insert(taken) {
-            self.wait(Untold { entry, missing: (index, taken), gap });
-        }
+        lane.end = lane.end.max(found);
+        lane.untold.insert(taken);
+        self.wait(Untold { entry, missing: (index, taken), gap });
     }
 
     /// The log says what it has handed out up to here: all holes before are known now.
@@ -154,12 +153,18 @@ impl Replicator {
         }
     }
 
-    /// Nothing is on its way any more and no entry is held: what was told is told again, and an open hole found again.
+    /// Nothing is on its way any more and no entry is held. What was told is told again, but for holes that are read
+    /// again: they are found again, and may have grown.
     pub(super) fn tell_again(&mut self) {
-        self.holes.open = None;
-        let told = std::mem::take(&mut self.holes.told).into_values();
-        let untold: Vec<Untold> = told.chain(std::mem::take(&mut self.holes.waiting)).collect();
-        untold.into_iter().for_each(|untold| self.wait(untold));
+        let Holes { open: _, waiting, told } = std::mem::take(&mut self.holes);
+        for untold in told.into_values().chain(waiting) {
+            let (lane, first) = (&mut self.lanes[untold.missing.0], untold.missing.1);
+            if untold.gap.reason == Reason::Damaged && lane.acknowledged <= first {
+                lane.untold.remove(&first);
+            } else {
+                self.wait(untold);
+            }
+        }
     }
 
     fn wait(&mut self, untold: Untold) {
