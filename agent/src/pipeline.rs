@@ -32,7 +32,7 @@ use crate::{
     telemetry::{
         health::{CommitReport, DropReport, HealthReport, LogReport, ReplicateReport, SourceReport},
         http,
-        process::{ProcessCollector, free_bytes},
+        process::{ProcessCollector, capacity_bytes, free_bytes},
     },
 };
 
@@ -91,7 +91,9 @@ pub async fn run(
     // commit: the thread that owns the log. It goes on behind the cursor in any case.
     let (next_seq_min, offsets_min) =
         cursor.1.as_ref().map(|cursor| (cursor.next, cursor.acknowledged.clone())).unwrap_or_default();
+    let limit_bytes = config.log.limit_bytes.or_else(|| Some(capacity_bytes(&config.log.dir)? / 2));
     let options = LogOptions {
+        limit_bytes: limit_bytes.unwrap_or(u64::MAX),
         compression: config.log.compression,
         next_seq_min,
         offsets_min,
@@ -184,6 +186,7 @@ pub async fn run(
             let log = LogReport {
                 epochs: log_metrics.epochs(),
                 size_bytes: log_metrics.size_bytes(),
+                limit_bytes,
                 free_bytes: free_bytes(&config.log.dir),
             };
             let state = replicate_health.snapshot();

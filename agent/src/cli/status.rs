@@ -212,8 +212,9 @@ fn write_table(
     }
     let state = if commit.failing { "failing" } else { "works" };
     writeln!(out, "commit     {state}  {} commits, {} failed tries", commit.commits, commit.failures)?;
-    let free = log.free_bytes.map_or("unknown".into(), |bytes| HumanBytes(bytes).to_string());
-    writeln!(out, "log        {} in {} epochs, {free} free", HumanBytes(log.size_bytes), log.epochs)?;
+    let bytes = |bytes: Option<u64>| bytes.map_or("unknown".into(), |bytes| HumanBytes(bytes).to_string());
+    let (size, limit, free) = (HumanBytes(log.size_bytes), bytes(log.limit_bytes), bytes(log.free_bytes));
+    writeln!(out, "log        {size} of {limit} in {} epochs, {free} free on the disk", log.epochs)?;
     let backlog = HumanBytes(replicate.backlog_bytes);
     writeln!(
         out,

@@ -139,8 +139,17 @@ impl Owner {
                 let _ = answer.send(outcome);
             }
             Request::Trim(acknowledged) => {
-                if let Err(cause) = self.log.trim(acknowledged) {
-                    error!(acknowledged = acknowledged.0, %cause, "cannot delete old epochs; trying again at the next trim");
+                match self.log.trim(acknowledged) {
+                    Ok(0) => {}
+                    // What waited for room may have it now.
+                    Ok(_) => {
+                        if let Some(unfinished) = &mut self.unfinished {
+                            unfinished.retry_at = now;
+                        }
+                    }
+                    Err(cause) => {
+                        error!(acknowledged = acknowledged.0, %cause, "cannot delete old epochs; trying again at the next trim");
+                    }
                 }
             }
             Request::CloseFeed => self.feed = None,

@@ -315,6 +315,8 @@ pub enum Compression {
 pub struct Log {
     /// Data directory.
     pub dir: PathBuf,
+    /// Most bytes on the disk; `None` is half of the file system.
+    pub limit_bytes: Option<u64>,
     /// Bytes of an epoch at which a new one is begun.
     pub epoch_bytes: u64,
     /// Largest record in bytes, as [`crate::record::Record::size_bytes`] counts.

@@ -279,6 +279,9 @@ impl Default for RawCommit {
 pub struct RawLog {
     /// Data directory, of this agent alone.
     pub dir: String,
+    /// Most bytes that the log takes on the disk: at it sources wait until Kafka has acknowledged an epoch. At least four
+    /// times `epoch_bytes`; 0 is half of the file system.
+    pub limit_bytes: u64,
     /// Bytes of an epoch at which a new one is begun.
     #[schemars(range(min = 262_144, max = 67_108_864))]
     pub epoch_bytes: u64,
@@ -289,7 +292,12 @@ pub struct RawLog {
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { dir: "/var/lib/wayside".into(), epoch_bytes: 4 * 1024 * 1024, record_bytes_max: 64 * 1024 }
+        Self {
+            dir: "/var/lib/wayside".into(),
+            limit_bytes: 0,
+            epoch_bytes: 4 * 1024 * 1024,
+            record_bytes_max: 64 * 1024,
+        }
     }
 }
 

@@ -154,6 +154,8 @@ pub struct LogOptions {
     pub compression: Compression,
     /// Bytes of a group before compression at which the next one is begun. 64 KiB at most: it must fit an entry.
     pub group_bytes: usize,
+    /// Bytes on the device beyond which nothing is written. What is under way may go over it, by the entries of one sync.
+    pub limit_bytes: u64,
     /// A position that is known to be used: that of the replication cursor, 0 if none. A log that finds itself before
     /// it has lost its end unnoticed (a disk that lied about a sync) and goes on from here, so that the cursor does not
     /// take new entries for replicated ones.
@@ -169,23 +171,28 @@ impl Default for LogOptions {
         Self {
             compression: Compression::default(),
             group_bytes: 64 * 1024,
+            limit_bytes: u64::MAX,
             next_seq_min: EntrySeq(0),
             offsets_min: BTreeMap::new(),
         }
     }
 }
 
-/// The store could not do it. What was appended stays in memory and nothing durable is gone: the caller frees space if
-/// [`LogError::is_no_space`], waits, and calls again.
+/// What was asked is not done. What was appended stays in memory and nothing durable is gone: the caller waits, trims if
+/// it can, and calls again.
 #[derive(Debug, thiserror::Error)]
-#[error("the log's store failed")]
-pub struct LogError(#[from] StoreError);
-
-impl LogError {
-    /// Whether the disk is full: only [`Log::trim`] or the operator can help.
-    pub fn is_no_space(&self) -> bool {
-        matches!(self.0, StoreError::NoSpace { .. })
-    }
+pub enum LogError {
+    /// The store could not do it.
+    #[error("the log's store failed")]
+    Store(#[from] StoreError),
+    /// [`LogOptions::limit_bytes`] is reached: only [`Log::trim`] helps.
+    #[error("the log has {size_bytes} bytes of at most {limit_bytes} (log.limit_bytes) and waits for Kafka")]
+    Full {
+        /// Bytes of all epochs on the device.
+        size_bytes: u64,
+        /// The bound.
+        limit_bytes: u64,
+    },
 }
 
 /// What the log holds, for metrics and bounds.

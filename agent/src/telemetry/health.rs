@@ -90,6 +90,8 @@ pub struct LogReport {
     pub epochs: u64,
     /// Bytes that they take on the disk.
     pub size_bytes: u64,
+    /// Most bytes that they may take, at which sources wait; null where nobody knows.
+    pub limit_bytes: Option<u64>,
     /// Bytes that are free there; null where the system does not say.
     pub free_bytes: Option<u64>,
 }
@@ -195,7 +197,12 @@ pub(crate) mod tests {
             Quality::Unknown,
             vec![SourceReport { name: "broker".into(), connected: true, last_error: None }],
             CommitReport { commits: 1, failures: 0, failing: false },
-            LogReport { epochs: 2, size_bytes: 5_000_000, free_bytes: Some(1_000_000_000) },
+            LogReport {
+                epochs: 2,
+                size_bytes: 5_000_000,
+                limit_bytes: Some(2_000_000_000),
+                free_bytes: Some(1_000_000_000),
+            },
             ReplicateReport {
                 backlog_records: 0,
                 backlog_bytes: 0,

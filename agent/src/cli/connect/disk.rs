@@ -88,6 +88,7 @@ mod tests {
     fn log(dir: &Path) -> Log {
         Log {
             dir: dir.to_owned(),
+            limit_bytes: None,
             epoch_bytes: 4 << 20,
             record_bytes_max: 1024,
             compression: Compression::None,

@@ -180,8 +180,16 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             "at least commit.batch_bytes",
         );
     }
+    if raw.log.limit_bytes != 0 && raw.log.limit_bytes < 4 * raw.log.epoch_bytes {
+        check.fault(
+            "log.limit_bytes",
+            &raw.log.limit_bytes.to_string(),
+            &format!("at least 4 times log.epoch_bytes = {}, or 0", raw.log.epoch_bytes),
+        );
+    }
     let log = Log {
         dir: check.filled("log.dir", &raw.log.dir).into(),
+        limit_bytes: Some(raw.log.limit_bytes).filter(|limit| *limit != 0),
         epoch_bytes: raw.log.epoch_bytes,
         record_bytes_max: size(raw.log.record_bytes_max.into()),
         compression: raw.commit.compression,
