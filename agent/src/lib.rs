@@ -29,3 +29,5 @@ pub mod record;
 pub mod replicate;
 pub mod source;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;

@@ -562,5 +562,4 @@ fn size_bytes(group: &BatchGroup) -> usize {
 }
 
 #[cfg(test)]
-#[path = "replicator_tests.rs"]
 mod tests;
