@@ -25,6 +25,35 @@ fn a_record_that_is_too_large_is_dropped_alone() {
     );
 }
 
+/// A batch of 6 824 records, two of them too large for their topic, once went one by one, twelve a second.
+#[test]
+fn a_bad_record_among_thousands_is_found_with_few_refusals() {
+    let mut world = World::new(5, 8 << 20);
+    world.brokers.set_batch_limit(100_000);
+    let bad: BTreeSet<i64> = [4_711, 4_712, 9_000].into();
+    let refused: BTreeSet<_> = bad.iter().map(|n| record("a", 0, *n).value).collect();
+    world.brokers.refuse(move |a| refused.contains(&a.record.value).then_some(TOO_LARGE));
+    world.commit(&[("a", 0, 10_000)], true);
+    world.run_until_caught_up();
+    let held: BTreeSet<i64> = offsets(&world.brokers, "a", 0).into_iter().collect();
+    assert_eq!(held, (0..10_000).filter(|n| !bad.contains(n)).collect());
+    assert_eq!(world.told("a", 0), bad);
+    assert!(world.brokers.restarts() < 100, "{} restarts", world.brokers.restarts());
+    let steps = world.now.since(Monotonic::default()).as_millis() / 5;
+    assert!(steps < 6_000, "{steps} steps");
+}
+
+#[test]
+fn a_topic_that_takes_no_record_at_all_costs_few_refusals_each() {
+    let mut world = World::new(5, 1 << 20);
+    world.brokers.set_batch_limit(100_000);
+    world.brokers.refuse(|a| (a.record.stream == stream("a")).then_some(TOO_LARGE));
+    world.commit(&[("a", 0, 200)], true);
+    world.run_until_caught_up();
+    assert_eq!(world.told("a", 0), (0..200).collect());
+    assert!(world.brokers.restarts() < 220, "{} restarts", world.brokers.restarts());
+}
+
 #[test]
 fn a_record_whose_event_time_is_refused_is_sent_with_its_receive_time() {
     let mut world = World::new(5, 1 << 20);
