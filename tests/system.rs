@@ -8,5 +8,6 @@ mod crash;
 mod delivery;
 mod journey;
 mod noise;
+mod policies;
 mod servers;
 mod service;
