@@ -335,6 +335,7 @@ fn a_refused_filter_is_reported_and_the_others_work() {
                 state.connected && state.error.as_deref() == Some("subscription refused: room/+/state")
             })
             .await;
+        pipeline.metric("wayside_source_failures_total{source=\"test\"} 1").await;
         peer.publish(QoS::AtMostOnce, 0, false, "x").await;
         pipeline.record().await;
         drop(peer);
