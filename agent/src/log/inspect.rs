@@ -22,6 +22,7 @@ use super::{
     checkpoint::{Assembly, Checkpoint},
     entry::{EntryCodec, EntryKind},
     group::{self, Names},
+    identity,
     store::{EpochId, EpochStore, StoredEntry, sled},
 };
 use crate::{
@@ -127,7 +128,7 @@ pub fn list(dir: &Path) -> Result<DirReport, InspectError> {
 
 fn is_own(name: &str) -> bool {
     sled::OWN_FILES.contains(&name)
-        || [cursor::FILE_NAME, LOST_AND_FOUND].contains(&name)
+        || [identity::FILE_NAME, cursor::FILE_NAME, LOST_AND_FOUND].contains(&name)
         || name.starts_with(KEPT_PREFIX)
 }
 

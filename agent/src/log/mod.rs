@@ -5,6 +5,7 @@
 //! * `entry`: an entry's bytes: header, checksum, compression
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`: what becomes of them
+//! * [`identity`]: whose data directory it is
 //! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
 //! # Invariants
@@ -23,6 +24,7 @@ mod append;
 mod checkpoint;
 mod entry;
 mod group;
+pub mod identity;
 pub mod inspect;
 mod metrics;
 mod reader;
