@@ -26,7 +26,7 @@ use shape::{PREFIX, Shaped, shape};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the file")]
+    #[error("cannot read the file (--config names another)")]
     Read(#[from] std::io::Error),
     /// The file is not TOML.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -149,6 +149,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.serial(&key, source)
     });
+    check.sources_apart(&mqtt, &serial);
     if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
         check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
     }

@@ -119,6 +119,43 @@ fn two_sources_may_not_share_a_name() {
     check_faults(&text, &["source.serial[0].name = \"broker\""]);
 }
 
+#[test]
+fn two_sections_that_want_the_same_port_or_session_are_both_named() {
+    let port = "protocol = \"native\"\npath = \"/dev/ttyUSB0\"\n";
+    let client = |name: &str| {
+        let section = GOOD.replace("name = \"broker\"", &format!("name = \"{name}\"\nclient_id = \"plant\""));
+        section[section.find("[[source").expect("a source")..section.find("[replicate").expect("behind it")]
+            .to_owned()
+    };
+    let text = format!(
+        "{GOOD}[[source.serial]]\nname = \"a\"\n{port}[[source.serial]]\nname = \"b\"\n{port}{}{}",
+        client("c"),
+        client("d"),
+    );
+    assert_eq!(
+        said(&text),
+        [
+            "line 20: source.serial[1].path = \"/dev/ttyUSB0\": already read by source.serial[0]: each would get half \
+             of the bytes",
+            "line 32: source.mqtt[2].client_id = \"plant\": already used by source.mqtt[1] at the same broker, where \
+             each would throw the other out: leave it out",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_or_no_text_is_said_with_the_cause() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let said = |path: &Path| format!("{:#}", anyhow::Error::new(load(path).expect_err("no configuration")));
+    assert_eq!(
+        said(&dir.path().join("missing")),
+        "cannot read the file (--config names another): No such file or directory (os error 2)"
+    );
+    let binary = dir.path().join("binary");
+    std::fs::write(&binary, b"\xff\xfe").expect("written");
+    assert!(said(&binary).contains("valid UTF-8"), "{}", said(&binary));
+}
+
 /// The lines that a user sees.
 fn said(text: &str) -> Vec<String> {
     parse(text).expect_err("faults").to_string().lines().map(str::to_owned).collect()
