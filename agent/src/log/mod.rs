@@ -25,6 +25,8 @@ mod checkpoint;
 mod compact;
 mod dropped;
 mod entry;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group;
 pub mod inspect;
 mod metrics;

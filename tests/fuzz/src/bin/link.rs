@@ -1,10 +1,10 @@
 //! Any bytes into both ends, and a whole conversation whose faults the input chooses.
 #![no_main]
 
-#[path = "../../tests/harness/bytes.rs"]
+#[path = "../../../../protocol/tests/harness/bytes.rs"]
 #[allow(dead_code)]
 mod bytes;
-#[path = "../../tests/harness/mod.rs"]
+#[path = "../../../../protocol/tests/harness/mod.rs"]
 #[allow(dead_code)]
 mod harness;
 

@@ -1,7 +1,7 @@
 //! Any bytes in any chunks into the decoder, then a sound frame.
 #![no_main]
 
-#[path = "../../tests/harness/bytes.rs"]
+#[path = "../../../../protocol/tests/harness/bytes.rs"]
 #[allow(dead_code)]
 mod bytes;
 
