@@ -26,6 +26,8 @@ mod checkpoint;
 mod compact;
 mod dropped;
 mod entry;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group;
 pub mod identity;
 pub mod inspect;

@@ -274,6 +274,8 @@ impl CursorFile {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 #[path = "cursor_tests.rs"]
 mod tests;

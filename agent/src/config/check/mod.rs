@@ -8,7 +8,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
-    fmt,
+    fmt::{self, Write as _},
     num::NonZeroU16,
     path::Path,
     time::Duration,
@@ -60,15 +60,18 @@ pub enum Place {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Some(Place::Line(line)) => write!(f, "line {line}: {}", self.key)?,
-            Some(Place::Variable(name)) => f.write_str(name)?,
-            None => f.write_str(&self.key)?,
+        let place = match &self.place {
+            Some(Place::Line(line)) => format!("line {line}: {}", self.key),
+            Some(Place::Variable(name)) => name.clone(),
+            None => self.key.clone(),
+        };
+        let value = if self.value.is_empty() { String::new() } else { format!(" = {}", self.value) };
+        // Keys and values are anybody's text: a line end in one must not look like a fault of its own, nor a control
+        // character reach the terminal.
+        for c in format!("{place}{value}: {}", self.limit).chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
         }
-        if !self.value.is_empty() {
-            write!(f, " = {}", self.value)?;
-        }
-        write!(f, ": {}", self.limit)
+        Ok(())
     }
 }
 

@@ -392,3 +392,14 @@ fn a_stream_that_drops_what_is_old_wants_a_log_larger_than_what_replication_hold
     let text = format!("gateway.id = \"g\"\n[replicate]\nbootstrap_servers = [\"k:9092\"]{gaps}");
     assert!(parse(&text).unwrap_err().to_string().contains("stream[0].policy"));
 }
+
+/// Found by the fuzz target `config`: text over two lines was shown as two faults, and an escape sequence as it is.
+#[test]
+fn a_fault_is_one_line_whatever_its_key_and_value_are() {
+    let error = parse("\"a\\u001b\\n\" = 1\n[log]\nlimit_bytes = \"\"\"a\nb\"\"\"").expect_err("faults");
+    let text = error.to_string();
+    let ConfigError::Faults(faults) = error else { panic!("{text}") };
+    assert_eq!(text.lines().count(), faults.len(), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text}");
+    assert!(text.contains(r#"limit_bytes = """a\nb""": must be"#), "{text}");
+}

@@ -119,6 +119,9 @@ impl Part {
         part.time_ms = fields.time_ms();
         part.date = part.date.filter(|date| YEARS.contains(&date.year()));
         part.place = fields.place().filter(|(lat, lon)| lat.abs() <= 90.0 && lon.abs() <= 180.0);
+        part.speed_mps = part.speed_mps.filter(|speed| *speed >= 0.0);
+        part.course_deg = part.course_deg.filter(|course| (0.0..=360.0).contains(course));
+        part.hdop = part.hdop.filter(|hdop| *hdop >= 0.0);
         part
     }
 }
@@ -426,6 +429,21 @@ mod tests {
         for text in ["$PQGSV,x*00", "$GAGSA,x*00"] {
             assert_eq!(Sentence::parse(text), Sentence::Support, "{text}");
         }
+    }
+
+    /// Found by the fuzz target `nmea`: a course of 999.9 degrees and a negative speed went to Kafka as they came.
+    #[test]
+    fn motion_out_of_range_is_none() {
+        let check = |text: &str, expected: [bool; 3]| {
+            let part = part(text);
+            let found = [part.speed_mps, part.course_deg, part.hdop].map(|value| value.is_some());
+            assert_eq!(found, expected, "{text}");
+        };
+        check("GPRMC,224749,A,4739.7,N,12219.5,W,0.0,360.0,311299,,,A", [true, true, false]);
+        check("GPRMC,224749,A,4739.7,N,12219.5,W,-1.0,999.9,311299,,,A", [false; 3]);
+        check("GPVTG,-0.1,T,,M,,N,-1.0,K,A", [false; 3]);
+        check("GPGGA,224749,4739.7,N,12219.5,W,1,17,0.8,-77.5,M,,M,,", [false, false, true]);
+        check("GPGGA,224749,4739.7,N,12219.5,W,1,17,-0.8,,M,,M,,", [false; 3]);
     }
 
     #[test]

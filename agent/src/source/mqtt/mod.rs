@@ -29,6 +29,8 @@
 //!   The session stays at the broker.
 
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod session;
 #[cfg(test)]
 mod tests;
