@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{
     EntrySeq,
     checkpoint::Assembly,
+    dropped,
     entry::{CRC_32C, EntryCodec, EntryKind, HEADER_BYTES},
     group::{self, Names},
 };
@@ -26,6 +27,7 @@ fn entry(bytes: Vec<u8>) {
     match codec.decode(EntrySeq(seq), bytes) {
         Ok((EntryKind::Group, body)) => group(&body, &mut codec),
         Ok((EntryKind::Checkpoint, body)) => checkpoint(&body),
+        Ok((EntryKind::Compacted, body)) => compacted(&body),
         Err(_) => {}
     }
 }
@@ -42,6 +44,14 @@ fn group(body: &Bytes, codec: &mut EntryCodec) {
     let (kind, again) = codec.decode(EntrySeq(1), entry.seal(EntrySeq(1)).to_vec()).expect("as encoded");
     assert_eq!(kind, EntryKind::Group);
     assert_eq!(group::decode(&again, &mut names), Ok(batches));
+}
+
+fn compacted(body: &Bytes) {
+    let mut names = Names::default();
+    let Ok(found) = dropped::decode(body, &mut names) else { return };
+    let mut raw = Vec::new();
+    dropped::encode(found.first, &found.dropped, &found.batches, &mut raw);
+    assert_eq!(dropped::decode(&raw.into(), &mut names), Ok(found));
 }
 
 fn checkpoint(body: &Bytes) {
