@@ -75,6 +75,7 @@ pub fn run(replicate: Replicate) -> Summary {
         environment: replicate.environment,
         partitions: replicate.partitions,
         in_flight_bytes: replicate.config.in_flight_bytes,
+        catch_up_bytes_per_second: replicate.config.catch_up_bytes_per_second,
     };
     let metrics = replicate.metrics;
     let replicator =
