@@ -42,6 +42,10 @@
 //! stay in flight; once they fill most of `in_flight_bytes`, no backlog of others is read either. Their live records go on
 //! as long as all of them found room in memory. The data is safe in the log.
 //!
+//! A quota far below what is in flight makes brokers throttle for longer than librdkafka waits for an answer
+//! (`socket.timeout.ms`, a minute): it then connects anew and sends again. Nothing is lost or doubled, but the quota is
+//! exceeded. A smaller `in_flight_bytes` helps, and a `catch_up_bytes_per_second` below the quota.
+//!
 //! There is one producer. A topic that refuses everything (no right to write, or the gateway's clock is too far ahead)
 //! has it restarted again and again, up to 30 s apart; the other topics get on only in between.
 //!
