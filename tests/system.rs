@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod ack_order;
+mod catch_up;
 mod check;
 mod crash;
 mod delivery;

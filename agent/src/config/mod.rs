@@ -374,6 +374,8 @@ pub struct Replicate {
     pub linger: Duration,
     /// Bytes handed to the client and not yet acknowledged.
     pub in_flight_bytes: usize,
+    /// How fast a backlog shrinks, in bytes of records per second; 0 is no limit.
+    pub catch_up_bytes_per_second: u64,
     /// Longest time between two writes of the cursor while it advances.
     pub cursor_interval: Duration,
     /// How long a shutdown waits for Kafka.

@@ -331,6 +331,10 @@ pub struct RawReplicate {
     /// Bytes of records handed to the Kafka client and not yet acknowledged by Kafka.
     #[schemars(range(min = 131_072, max = 268_435_456))]
     pub in_flight_bytes: u64,
+    /// How fast a backlog shrinks, in bytes of records per second before compression, on top of what comes in meanwhile. 0
+    /// is no limit.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub catch_up_bytes_per_second: u64,
     /// Longest time between two writes of the cursor while it advances, in ms.
     #[schemars(range(min = 10, max = 600_000))]
     pub cursor_interval_ms: u64,
@@ -350,6 +354,7 @@ impl Default for RawReplicate {
             compression: Compression::Zstd,
             linger_ms: 50,
             in_flight_bytes: 1024 * 1024,
+            catch_up_bytes_per_second: 0,
             cursor_interval_ms: 5_000,
             shutdown_flush_ms: 10_000,
             properties: std::collections::BTreeMap::new(),

@@ -124,6 +124,8 @@ pub enum ClusterEvent {
     Fatal(String),
     /// Something that the client goes on trying by itself, for the operator's eyes.
     Trouble(String),
+    /// A broker holds the client back for so long since it is over its quota; zero when none does any more.
+    Throttled(Duration),
 }
 
 /// A Kafka cluster as an idempotent producer with `acks=all` sees it.

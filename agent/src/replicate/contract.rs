@@ -116,7 +116,7 @@ fn delivered(events: &[ClusterEvent]) -> BTreeSet<Token> {
     let token = |event: &ClusterEvent| match event {
         ClusterEvent::Delivered(token) => Some(*token),
         ClusterEvent::Failed { .. } | ClusterEvent::Fatal(_) => panic!("{event:?}"),
-        ClusterEvent::Topic { .. } | ClusterEvent::Trouble(_) => None,
+        ClusterEvent::Topic { .. } | ClusterEvent::Trouble(_) | ClusterEvent::Throttled(_) => None,
     };
     events.iter().filter_map(token).collect()
 }

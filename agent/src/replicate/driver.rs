@@ -79,6 +79,7 @@ pub fn run(replicate: Replicate) -> Summary {
         partitions: replicate.partitions,
         in_flight_bytes: replicate.config.in_flight_bytes,
         held: replicate.held,
+        catch_up_bytes_per_second: replicate.config.catch_up_bytes_per_second,
     };
     let metrics = replicate.metrics;
     metrics.damaged_cursor_slots.inc_by(file.damaged_slots());

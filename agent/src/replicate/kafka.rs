@@ -1,8 +1,12 @@
 //! [`Cluster`] over librdkafka's producer.
 
 use std::{
+    collections::BTreeMap,
     num::NonZeroU16,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,6 +18,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode,
 };
+use serde::Deserialize;
 
 use super::{
     cluster::{Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Refusal, Token},
@@ -140,21 +145,62 @@ fn fatal_reason(producer: &BaseProducer<Reports>) -> Option<String> {
 
 /// Gathers what librdkafka calls back with.
 #[derive(Default)]
-pub(super) struct Reports(
+pub(super) struct Reports {
     /// Filled and taken by the one thread that polls; librdkafka's trait wants it shareable, so the lock is never
     /// contended.
-    Mutex<Vec<ClusterEvent>>,
-);
+    events: Mutex<Vec<ClusterEvent>>,
+    /// The last statistics had a broker that throttles.
+    throttled: AtomicBool,
+}
 
 impl Reports {
     fn lock(&self) -> MutexGuard<'_, Vec<ClusterEvent>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is wanted of librdkafka's statistics.
+///
+/// # References
+/// <https://github.com/confluentinc/librdkafka/blob/master/STATISTICS.md>
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    brokers: BTreeMap<String, BrokerStatistics>,
+}
+
+#[derive(Deserialize)]
+struct BrokerStatistics {
+    throttle: Option<Window>,
+}
+
+#[derive(Deserialize)]
+struct Window {
+    max: i64,
+}
+
+/// The longest throttle time that a broker answered with since the statistics before.
+fn throttle(statistics: &[u8]) -> serde_json::Result<Duration> {
+    let Statistics { brokers } = serde_json::from_slice(statistics)?;
+    let max_ms = brokers.values().filter_map(|broker| Some(broker.throttle.as_ref()?.max)).max();
+    Ok(Duration::from_millis(max_ms.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0)))
 }
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         LogContext.log(level, facility, line);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        match throttle(statistics) {
+            Ok(time) => {
+                let throttled = !time.is_zero();
+                if self.throttled.swap(throttled, Ordering::Relaxed) || throttled {
+                    self.lock().push(ClusterEvent::Throttled(time));
+                }
+            }
+            Err(error) => tracing::debug!(target: "librdkafka", %error, "statistics cannot be read"),
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -175,3 +175,22 @@ fn a_wrong_configuration_is_said_at_once() {
     let error = KafkaCluster::new(&config, "gw-1").err().unwrap();
     assert!(error.contains("carrier-pigeon") || error.contains("security.protocol"), "{error}");
 }
+
+#[test]
+fn the_longest_throttle_of_any_broker_is_told_and_once_that_it_is_over() {
+    let statistics = |first: i64, second: i64| {
+        let broker =
+            |max: i64| format!(r#"{{ "nodeid": 1, "throttle": {{ "min": 0, "max": {max}, "avg": 7 }} }}"#);
+        let (first, second) = (broker(first), broker(second));
+        format!(
+            r#"{{ "type": "producer", "brokers": {{ "a:1/1": {first}, "b:2/2": {second}, "c": {{}} }} }}"#
+        )
+    };
+    let reports = Reports::default();
+    for (first, second) in [(0, 0), (250, 1_500), (10, 0), (0, 0), (0, 0)] {
+        reports.stats_raw(statistics(first, second).as_bytes());
+    }
+    reports.stats_raw(b"no statistics");
+    let told = [1_500, 10, 0].map(|ms| ClusterEvent::Throttled(Duration::from_millis(ms)));
+    assert_eq!(*reports.lock(), told);
+}

@@ -59,6 +59,14 @@ pub(super) struct Sent {
     pub(super) device: Option<Box<DeviceId>>,
 }
 
+/// What of a batch or group was queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pushed {
+    pub(super) records: usize,
+    /// As [`Record::size_bytes`].
+    pub(super) bytes: usize,
+}
+
 /// The record that comes next in a lane.
 pub(super) struct NextRecord<'a> {
     pub(super) entry: EntrySeq,
@@ -132,6 +140,8 @@ pub(super) struct Lane {
     refused: usize,
     /// The record with this offset gets this time or a later one: those before were refused.
     pub(super) restamp: Option<(Offset, Stamp)>,
+    /// Of the records pushed and not acknowledged.
+    pub(super) in_flight_bytes: usize,
     pending: VecDeque<Pending>,
     sent: VecDeque<Sent>,
     /// Position of the first in `sent`, counted from the lane's beginning.
@@ -159,6 +169,7 @@ impl Lane {
             window: None,
             refused: 0,
             restamp: None,
+            in_flight_bytes: 0,
             pending: VecDeque::new(),
             sent: VecDeque::new(),
             first_position: 0,
@@ -170,18 +181,26 @@ impl Lane {
         Self { in_log: false, ..Self::new(stream, partition, topic, None) }
     }
 
-    /// Queues the records of a batch that are not acknowledged yet; returns how many.
-    pub(super) fn push(&mut self, group: &Arc<BatchGroup>, batch: usize) -> usize {
-        let LogBatch { base_offset, records, .. } = &group.batches[batch];
-        let end = Offset(base_offset.0 + i64::try_from(records.len()).expect("a batch fits the memory"));
-        // What is read again does not take it back.
+    /// Queues the records of a batch that were not taken before.
+    pub(super) fn push(&mut self, group: &Arc<BatchGroup>, batch: usize) -> Pushed {
+        let log_batch = &group.batches[batch];
+        let done = self.done_of(log_batch);
+        let end = log_batch.end_offset();
         self.taken = Some(self.taken.map_or(end, |taken| taken.max(end)));
-        let acknowledged = usize::try_from(self.acknowledged.0.saturating_sub(base_offset.0)).unwrap_or(0);
-        let record = acknowledged.min(records.len());
-        if record < records.len() {
-            self.pending.push_back(Pending { group: Arc::clone(group), batch, record });
+        let records = &log_batch.records[done..];
+        if !records.is_empty() {
+            self.pending.push_back(Pending { group: Arc::clone(group), batch, record: done });
         }
-        records.len() - record
+        let bytes = records.iter().map(Record::size_bytes).sum();
+        self.in_flight_bytes += bytes;
+        Pushed { records: records.len(), bytes }
+    }
+
+    /// How many records of a batch, from its first on, are acknowledged or were taken already.
+    pub(super) fn done_of(&self, batch: &LogBatch) -> usize {
+        let done = self.taken.map_or(self.acknowledged, |taken| taken.max(self.acknowledged));
+        let records = usize::try_from(done.0.saturating_sub(batch.base_offset.0)).unwrap_or(0);
+        records.min(batch.records.len())
     }
 
     /// The record to send next, unless it has to wait for those under way.
@@ -245,6 +264,7 @@ impl Lane {
         let sent = self.sent.pop_front()?;
         self.first_position += 1;
         self.acknowledged = Offset(sent.offset.0 + 1);
+        self.in_flight_bytes -= sent.size_bytes;
         if self.sent.is_empty() {
             self.window = self.window.take().and_then(|window| window.next(settled));
         }
@@ -264,6 +284,7 @@ impl Lane {
         self.pending.clear();
         self.first_position += self.sent.len() as u64;
         self.sent.clear();
+        self.in_flight_bytes = 0;
     }
 
     /// The log has no more: what is not here was trimmed, or its loss is being told.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use prometheus_client::{
@@ -40,6 +40,9 @@ pub struct ReplicateMetrics {
     pub(super) oldest_age_seconds: Gauge,
     pub(super) groups_from_memory: Counter,
     pub(super) groups_from_log: Counter,
+    pub(super) catch_up_bytes: Counter,
+    pub(super) overtaking_records: Counter,
+    pub(super) throttle_seconds: Gauge<f64, AtomicU64>,
     pub(super) lost_entries: Counter,
     pub(super) restamped_records: Counter,
     pub(super) errors: Counter,
@@ -107,6 +110,23 @@ impl ReplicateMetrics {
             "replicate_groups_from_log",
             "Entries that were read back from the log to be sent",
             m.groups_from_log.clone(),
+        );
+        registry.register_with_unit(
+            "replicate_catch_up",
+            "Records that were read back from the log to be sent, before compression",
+            Unit::Bytes,
+            m.catch_up_bytes.clone(),
+        );
+        registry.register(
+            "replicate_overtaking_records",
+            "Records that were sent before older ones of other partitions",
+            m.overtaking_records.clone(),
+        );
+        registry.register_with_unit(
+            "replicate_throttle",
+            "Longest time that a broker throttled us for a quota, in the last ten seconds",
+            Unit::Seconds,
+            m.throttle_seconds.clone(),
         );
         registry.register(
             "replicate_lost_entries",

@@ -24,9 +24,27 @@
 //! time of sending; and if that is refused, this gateway's clock is wrong, and the record waits until it is not.
 //! `wayside.event-time` and `wayside.received` say what was.
 //!
+//! # Catching up
+//! What is not sent from memory as it is committed is backlog, and read back from the log in its order. After an outage
+//! it waits a random while, a tenth of the outage and half a minute at most, so that a fleet does not come back at one
+//! moment; then it shrinks by `catch_up_bytes_per_second`, on top of what comes in meanwhile (the module `pace`).
+//!
+//! Order within a partition is a promise, so a live record waits for the backlog of its partition. It does not wait for
+//! that of others: a partition that has nothing more in the entries that are still to be read is sent from memory, before
+//! them. Its offsets have no holes, so that is known without reading, and the cursor has an offset per partition, so what
+//! overtook is not sent again.
+//!
+//! A broker that throttles for a quota reads no more from the connection for that time (KIP-219; librdkafka does not
+//! hold back by itself). What is in flight waits, bounded, without a time limit; live records wait with it.
+//!
 //! # Known weaknesses
 //! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
-//! stay in flight; once they fill `in_flight_bytes`, the other partitions wait too. Their data is safe in the log.
+//! stay in flight; once they fill most of `in_flight_bytes`, no backlog of others is read either. Their live records go on
+//! as long as all of them found room in memory. The data is safe in the log.
+//!
+//! A quota far below what is in flight makes brokers throttle for longer than librdkafka waits for an answer
+//! (`socket.timeout.ms`, a minute): it then connects anew and sends again. Nothing is lost or doubled, but the quota is
+//! exceeded. A smaller `in_flight_bytes` helps, and a `catch_up_bytes_per_second` below the quota.
 //!
 //! There is one producer. A topic that refuses everything (no right to write, or the gateway's clock is too far ahead)
 //! has it restarted again and again, up to 30 s apart; the other topics get on only in between.
@@ -41,8 +59,10 @@ mod held;
 mod kafka;
 mod lane;
 mod metrics;
+mod pace;
 mod properties;
 mod reach;
+mod recent;
 mod replicator;
 pub mod simulated;
 mod stamp;
@@ -80,6 +100,8 @@ pub struct Settings {
     pub in_flight_bytes: usize,
     /// What the log leaves alone, since replication has begun with it.
     pub held: Held,
+    /// How fast a backlog shrinks, in bytes of records per second; 0 is no limit.
+    pub catch_up_bytes_per_second: u64,
 }
 
 /// What the log holds when replication starts.

@@ -110,7 +110,8 @@ pub(super) fn producer(config: &Replicate, client_id: &str) -> ClientConfig {
         .set("queue.buffering.max.messages", (config.in_flight_bytes / 64 + 10_000).to_string());
     // Batches are closed by bytes and linger; 10 000 records of a short stream would close them early.
     default(&mut client, "batch.num.messages", "100000");
-    default(&mut client, "statistics.interval.ms", "0");
+    // Whether a broker throttles is said in the statistics alone.
+    default(&mut client, "statistics.interval.ms", "10000");
     client
 }
 

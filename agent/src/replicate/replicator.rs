@@ -3,11 +3,7 @@
 mod failures;
 mod holes;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slab::Slab;
 
@@ -17,20 +13,25 @@ use super::{
     LogEnd, ReadRequest, Settings,
     cluster::{Cluster, ClusterEvent, Outgoing, ProduceError, TopicOutcome},
     cursor::Cursor,
-    lane::{Lane, Sent, Settled},
+    lane::{Lane, Pushed, Sent, Settled},
     metrics::ReplicateMetrics,
+    pace::Pace,
+    recent::Recent,
     stamp::{Stamp, skew_us},
     topic::{Topic, TopicState},
 };
 use crate::{
     env::{Entropy, Monotonic},
-    log::{BatchGroup, EntrySeq, ReadOutcome},
+    log::{BatchGroup, EntrySeq, LogBatch, ReadOutcome},
     partition::partition_of,
     record::{Offset, PartitionId, Record, StreamName, UnixMicros},
 };
 
 /// Delay after the log could not answer or had not what it should have.
 const READ_RETRY: Duration = Duration::from_secs(1);
+
+/// Nothing overtakes while Kafka takes nothing: the log may not drop what lies before (see [`super::Held`]).
+const OVERTAKES_AFTER_DELIVERY: Duration = Duration::from_secs(5);
 
 /// Most that is read from the log at once, in bytes: the log's thread commits between reads.
 const READ_BYTES_MAX: usize = 256 * 1024;
@@ -60,9 +61,12 @@ pub struct Replicator {
     next: EntrySeq,
     /// Behind the last entry known to be in the log.
     end: EntrySeq,
-    /// What was committed and not taken yet, ascending; bounded, may have holes.
-    ahead: VecDeque<(Arc<BatchGroup>, usize)>,
-    ahead_bytes: usize,
+    /// What was committed and not taken in order yet.
+    recent: Recent,
+    /// When what is not in memory is read.
+    pace: Pace,
+    /// That is what reading waits for.
+    paced_until: Option<Monotonic>,
     entries: BTreeMap<EntrySeq, Entry>,
     lanes: Vec<Lane>,
     lane_of: BTreeMap<(StreamName, PartitionId), usize>,
@@ -74,11 +78,15 @@ pub struct Replicator {
     /// When the producer was restarted last.
     started: Monotonic,
     restart_at: Option<Monotonic>,
+    /// When Kafka took something last.
+    delivered_at: Monotonic,
     /// Restarts in a row of producers that did not live long.
     failures: u32,
     /// The health shows an error that the next acknowledgement clears.
     shows_error: bool,
     read_retry_at: Option<Monotonic>,
+    /// When the gateway received the last entry that was taken in order.
+    taken_received: Option<UnixMicros>,
     /// Something was offered since the log was last asked for more than is known.
     offered: bool,
     /// The log is to be asked for more than is known.
@@ -102,14 +110,18 @@ impl Replicator {
         entropy: Box<dyn Entropy>,
         metrics: ReplicateMetrics,
     ) -> Self {
+        // A quarter of the bound: enough for several commits, and what does not fit is read back from the log.
+        let recent = Recent::new(settings.in_flight_bytes / 4);
+        let pace = Pace::new(settings.catch_up_bytes_per_second);
         let mut replicator = Self {
             settings,
             entropy,
             metrics,
             next: EntrySeq(0),
             end: log_end.next,
-            ahead: VecDeque::new(),
-            ahead_bytes: 0,
+            recent,
+            pace,
+            paced_until: None,
             entries: BTreeMap::new(),
             lanes: Vec::new(),
             lane_of: BTreeMap::new(),
@@ -119,9 +131,11 @@ impl Replicator {
             sent_bytes: 0,
             started: Monotonic::default(),
             restart_at: None,
+            delivered_at: Monotonic::default(),
             failures: 0,
             shows_error: false,
             read_retry_at: None,
+            taken_received: None,
             offered: false,
             probes: false,
             holes: Holes::default(),
@@ -157,15 +171,20 @@ impl Replicator {
     pub fn offer(&mut self, group: Arc<BatchGroup>) {
         self.offered = true;
         self.note(&group);
-        let size_bytes = size_bytes(&group);
-        let is_new = group.seq >= self.next && self.ahead.back().is_none_or(|(last, _)| last.seq < group.seq);
-        // A quarter of the bound: enough for several commits, and what does not fit is read back from the log.
-        let fits =
-            self.ahead_bytes + size_bytes <= self.settings.in_flight_bytes / 4 || self.ahead.is_empty();
-        if is_new && fits && self.settings.held.take(group.seq) {
-            self.ahead_bytes += size_bytes;
-            self.ahead.push_back((group, size_bytes));
+        if group.seq >= self.next && self.recent.last().is_none_or(|last| last < group.seq) {
+            let size_bytes = size_bytes(&group);
+            self.recent.push(group, size_bytes);
         }
+        while let Some(group) = self.recent.excess() {
+            let untaken = group.batches.iter().map(|batch| self.untaken_bytes(batch)).sum();
+            self.pace.fell_behind(untaken);
+        }
+    }
+
+    /// Bytes of the records of a batch that are still to be taken.
+    fn untaken_bytes(&mut self, batch: &LogBatch) -> usize {
+        let lane = self.lane(&batch.stream, batch.partition);
+        batch.records[lane.done_of(batch)..].iter().map(Record::size_bytes).sum()
     }
 
     /// Asks the log once for what it may have behind the last group offered: the live feed drops what does not fit, and
@@ -176,28 +195,34 @@ impl Replicator {
 
     /// Takes what it can from memory, and says what is to be read from the log to go on.
     pub fn fill(&mut self, now: Monotonic) -> Option<ReadRequest> {
+        let idle = self.in_flight_bytes() == 0;
+        self.pace.tick(now, idle);
+        self.paced_until = None;
         if self.read_retry_at.is_some_and(|at| at <= now) {
             self.read_retry_at = None;
         }
-        while self.restart_at.is_none() && self.in_flight_bytes() < self.settings.in_flight_bytes {
-            let front = self.ahead.front().map(|(group, _)| group.seq);
-            match front {
-                Some(seq) if seq <= self.next => {
-                    let (group, size_bytes) = self.ahead.pop_front().expect("it has a front");
-                    self.ahead_bytes -= size_bytes;
-                    if seq == self.next {
-                        self.metrics.groups_from_memory.inc();
-                        self.take(&group, size_bytes);
-                    }
-                }
-                _ if (self.next < self.end || self.probes || self.has_open_hole())
-                    && self.read_retry_at.is_none() =>
-                {
-                    let room = self.settings.in_flight_bytes - self.in_flight_bytes();
-                    return Some(ReadRequest { from: self.next, limit_bytes: room.min(READ_BYTES_MAX) });
-                }
-                _ => break,
+        while self.has_room_in_order()
+            && let Some((group, size_bytes)) = self.recent.pop_through(self.next)
+        {
+            // What the log has changed since is read from it.
+            if group.seq == self.next && self.settings.held.take(group.seq) {
+                self.metrics.groups_from_memory.inc();
+                self.take_in_order(&group, size_bytes);
             }
+        }
+        if idle || now.since(self.delivered_at) < OVERTAKES_AFTER_DELIVERY {
+            self.overtake();
+        }
+        let in_memory = self.recent.first() == Some(self.next);
+        let wanted = !in_memory && (self.next < self.end || self.probes || self.has_open_hole());
+        if wanted && self.has_room_in_order() && self.read_retry_at.is_none() {
+            if now < self.pace.due() {
+                self.paced_until = Some(self.pace.due());
+                return None;
+            }
+            let room = self.room_in_order_bytes().saturating_sub(self.in_flight_bytes()).max(1);
+            let limit_bytes = room.min(READ_BYTES_MAX).min(self.pace.piece_bytes());
+            return Some(ReadRequest { from: self.next, limit_bytes });
         }
         if self.next == self.end && !self.has_open_hole() {
             self.lanes.iter_mut().for_each(Lane::is_at_end);
@@ -205,12 +230,51 @@ impl Replicator {
         None
     }
 
+    /// Takes from memory what may go before older entries: batches of lanes that have nothing in those. A lane's offsets
+    /// have no holes, so that is known without reading them; and what was taken is skipped when its entry comes.
+    ///
+    /// A lane that has much under way already waits in its order: perhaps its partition has no leader.
+    fn overtake(&mut self) {
+        let lane_max_bytes = self.settings.in_flight_bytes / 8;
+        while self.restart_at.is_none()
+            && self.in_flight_bytes() < self.settings.in_flight_bytes
+            && let Some((group, size_bytes)) = self.recent.look()
+        {
+            let overtakes = |lane: &Lane, batch: &LogBatch| {
+                lane.taken == Some(batch.base_offset) && lane.in_flight_bytes < lane_max_bytes
+            };
+            let lane_of = |batch: &LogBatch| self.lane_of.get(&(batch.stream.clone(), batch.partition));
+            let any = group
+                .batches
+                .iter()
+                .any(|batch| lane_of(batch).is_some_and(|index| overtakes(&self.lanes[*index], batch)));
+            if !any || !self.settings.held.take(group.seq) {
+                continue;
+            }
+            let taken = self.take(&group, size_bytes, overtakes);
+            self.metrics.overtaking_records.inc_by(taken.records as u64);
+        }
+    }
+
+    /// Most bytes under way at which the log is taken in its order; the rest is left to what overtakes.
+    fn room_in_order_bytes(&self) -> usize {
+        self.settings.in_flight_bytes - self.settings.in_flight_bytes / 4
+    }
+
+    /// Whether the next entry may be taken. One at a time may in any case: however much overtakes, the log gets on.
+    fn has_room_in_order(&self) -> bool {
+        self.restart_at.is_none()
+            && (self.in_flight_bytes() < self.room_in_order_bytes() || self.acknowledged() == self.next)
+    }
+
     /// Takes what the log answered to a [`ReadRequest`]; `None` where it could not answer.
     pub fn on_read(&mut self, now: Monotonic, outcome: Option<ReadOutcome>) {
         let before = self.next;
         let answered = outcome.is_some();
         if let Some(outcome) = outcome {
-            self.take_read(&outcome);
+            let bytes = self.take_read(&outcome);
+            self.pace.read(now, bytes);
+            self.metrics.catch_up_bytes.inc_by(bytes as u64);
             self.next = self.next.max(outcome.next);
             self.end = self.end.max(self.next);
         }
@@ -222,8 +286,9 @@ impl Replicator {
         }
     }
 
-    /// Takes what was read, and what is missing in it, in the order of the log.
-    fn take_read(&mut self, outcome: &ReadOutcome) {
+    /// Takes what was read, and what is missing in it, in the order of the log. Returns the bytes of records taken.
+    fn take_read(&mut self, outcome: &ReadOutcome) -> usize {
+        let mut bytes = 0;
         let mut lost = outcome.lost.iter().peekable();
         let mut checkpoints = outcome.checkpoints.iter().peekable();
         for group in outcome.groups.iter().map(Some).chain([None]) {
@@ -240,9 +305,10 @@ impl Replicator {
             if let Some(group) = group.filter(|group| group.seq >= self.next) {
                 self.note(group);
                 self.metrics.groups_from_log.inc();
-                self.take(group, size_bytes(group));
+                bytes += self.take_in_order(group, size_bytes(group)).bytes;
             }
         }
+        bytes
     }
 
     fn note(&mut self, group: &BatchGroup) {
@@ -254,31 +320,47 @@ impl Replicator {
         }
     }
 
-    fn take(&mut self, group: &Arc<BatchGroup>, size_bytes: usize) {
-        let mut records = 0;
+    /// Takes all of the next entry that was not taken before.
+    fn take_in_order(&mut self, group: &Arc<BatchGroup>, size_bytes: usize) -> Pushed {
         self.take_dropped(group);
+        let taken = self.take(group, size_bytes, |_, _| true);
+        self.next = group.seq.next();
+        self.taken_received = received(group);
+        taken
+    }
+
+    /// Takes those batches of a group that `chosen` says.
+    fn take(
+        &mut self,
+        group: &Arc<BatchGroup>,
+        size_bytes: usize,
+        chosen: impl Fn(&Lane, &LogBatch) -> bool,
+    ) -> Pushed {
+        let mut all = Pushed::default();
         for (index, batch) in group.batches.iter().enumerate() {
             let lane_index = self.lane_index(&batch.stream, batch.partition);
+            if !chosen(&self.lanes[lane_index], batch) {
+                continue;
+            }
             self.goes_on_at(lane_index, batch.base_offset, self.floor);
             let lane = &mut self.lanes[lane_index];
             let pushed = lane.push(group, index);
             let topic = lane.topic;
-            if pushed > 0 && self.topics[topic].state == TopicState::Unused {
+            if pushed.records > 0 && self.topics[topic].state == TopicState::Unused {
                 self.topics[topic].state = TopicState::Wanted;
             }
-            records += pushed;
+            all.records += pushed.records;
+            all.bytes += pushed.bytes;
         }
-        if records > 0 {
-            let first = group.batches.iter().flat_map(|b| b.records.first()).map(|r| r.received.at).min();
-            let received = first.unwrap_or_default();
+        if all.records > 0 {
             self.pinned_bytes += size_bytes;
             let entry = self.entries.entry(group.seq).or_default();
-            entry.unacknowledged += records;
-            entry.unsent += records;
+            entry.unacknowledged += all.records;
+            entry.unsent += all.records;
             entry.pinned_bytes += size_bytes;
-            entry.received = Some(received);
+            entry.received = received(group);
         }
-        self.next = group.seq.next();
+        all
     }
 
     /// Hands records to the client as far as it and their topics take them. True if it handed over any.
@@ -409,6 +491,14 @@ impl Replicator {
     pub fn on_event(&mut self, now: Monotonic, event: ClusterEvent) {
         match event {
             ClusterEvent::Delivered(token) => {
+                self.delivered_at = now;
+                if let Some(outage) = self.pace.answered(now, self.entropy.as_mut()) {
+                    tracing::info!(
+                        outage_ms = outage.lasted.as_millis(),
+                        delay_ms = outage.delay.as_millis(),
+                        "Kafka answers again; the backlog follows after a random delay"
+                    );
+                }
                 if let Some((index, position)) = self.tokens.try_remove(token) {
                     if let Some(sent) = self.lanes[index].at(position) {
                         sent.settled = Some(Settled::Delivered);
@@ -420,6 +510,9 @@ impl Replicator {
             ClusterEvent::Topic { topic, outcome } => self.on_topic(now, &topic, outcome),
             ClusterEvent::Fatal(reason) => self.fail(now, reason),
             ClusterEvent::Trouble(reason) => self.show_error(reason),
+            ClusterEvent::Throttled(time) => {
+                self.metrics.throttle_seconds.set(time.as_secs_f64());
+            }
         }
     }
 
@@ -495,7 +588,7 @@ impl Replicator {
 
     /// Everything below is fully acknowledged, or was lost by the log.
     pub fn acknowledged(&self) -> EntrySeq {
-        self.entries.first_key_value().map_or(self.next, |(seq, _)| *seq)
+        self.entries.first_key_value().map_or(self.next, |(seq, _)| self.next.min(*seq))
     }
 
     /// The cursor as of now.
@@ -533,7 +626,7 @@ impl Replicator {
             TopicState::RetryAt(at) => Some(at),
             _ => None,
         });
-        topics.chain(self.restart_at).chain(self.read_retry_at).min()
+        topics.chain(self.restart_at).chain(self.read_retry_at).chain(self.paced_until).min()
     }
 
     /// Brings gauges and health up to date.
@@ -546,7 +639,10 @@ impl Replicator {
         m.lag_records.set(gauge(lag_records));
         let lag_entries = self.end.0.saturating_sub(self.acknowledged().0);
         m.lag_entries.set(gauge(lag_entries));
-        let oldest = self.entries.values().find_map(|entry| entry.received).unwrap_or(wall);
+        // What is read next is hardly older than what was read last.
+        let behind = self.taken_received.filter(|_| self.next < self.end);
+        let under_way = self.entries.range(..self.next).find_map(|(_, entry)| entry.received);
+        let oldest = under_way.or(behind).unwrap_or(wall);
         let age_seconds = u64::try_from(wall.0.saturating_sub(oldest.0) / 1_000_000).unwrap_or(0);
         m.oldest_age_seconds.set(gauge(age_seconds));
         m.health().lag(lag_records, lag_entries, age_seconds, self.is_caught_up());
@@ -556,6 +652,11 @@ impl Replicator {
 /// Whether a topic has no such partition.
 fn is_beyond(partition: PartitionId, topic: &Topic) -> bool {
     partition.0 >= i32::from(topic.partitions.get())
+}
+
+/// When the first record of a group was received.
+fn received(group: &BatchGroup) -> Option<UnixMicros> {
+    group.batches.iter().flat_map(|batch| batch.records.first()).map(|record| record.received.at).min()
 }
 
 fn size_bytes(group: &BatchGroup) -> usize {

@@ -21,6 +21,7 @@ pub(crate) fn config() -> config::Replicate {
         compression: config::Compression::None,
         linger: Duration::ZERO,
         in_flight_bytes: 1024 * 1024,
+        catch_up_bytes_per_second: 0,
         cursor_interval: Duration::from_millis(20),
         shutdown_flush: Duration::from_secs(20),
         properties: BTreeMap::new(),

@@ -338,6 +338,7 @@ impl Checker {
             compression: raw.compression,
             linger: Duration::from_millis(raw.linger_ms),
             in_flight_bytes: size(raw.in_flight_bytes),
+            catch_up_bytes_per_second: raw.catch_up_bytes_per_second,
             cursor_interval: Duration::from_millis(raw.cursor_interval_ms),
             shutdown_flush: Duration::from_millis(raw.shutdown_flush_ms),
             properties: raw.properties.clone(),

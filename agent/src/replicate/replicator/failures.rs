@@ -115,6 +115,8 @@ impl Replicator {
         self.started = now;
         self.metrics.producer_restarts.inc();
         self.next = self.acknowledged();
+        self.recent.look_again();
+        self.pace.fell_behind(self.lanes.iter().map(|lane| lane.in_flight_bytes).sum());
         self.tokens.clear();
         self.entries.clear();
         self.tell_again();

@@ -1,5 +1,6 @@
 //! Tests of the decisions: every order of commits, reads, failures and restarts keeps the promises.
 
+mod catch_up;
 mod holes;
 mod property;
 mod refusals;
@@ -42,6 +43,7 @@ struct World {
     brokers: SimulatedBrokers,
     durable: Option<Cursor>,
     in_flight_bytes: usize,
+    catch_up_bytes_per_second: u64,
     now: Monotonic,
     wall: UnixMicros,
     dropped: BTreeSet<(String, PartitionId, Offset)>,
@@ -49,6 +51,10 @@ struct World {
 
 impl World {
     fn new(seed: u64, in_flight_bytes: usize) -> Self {
+        Self::paced(seed, in_flight_bytes, 0)
+    }
+
+    fn paced(seed: u64, in_flight_bytes: usize, catch_up_bytes_per_second: u64) -> Self {
         let (cluster, brokers) = simulated::cluster(seed);
         let metrics = ReplicateMetrics::default();
         Self {
@@ -57,12 +63,19 @@ impl World {
             first: EntrySeq(0),
             log_end: EntrySeq(0),
             offsets: BTreeMap::new(),
-            replicator: replicator(in_flight_bytes, None, &LogEnd::default(), metrics.clone()),
+            replicator: replicator(
+                in_flight_bytes,
+                catch_up_bytes_per_second,
+                None,
+                &LogEnd::default(),
+                metrics.clone(),
+            ),
             metrics,
             cluster,
             brokers,
             durable: None,
             in_flight_bytes,
+            catch_up_bytes_per_second,
             now: Monotonic::default(),
             wall: record("a", 0, 0).received.at,
             dropped: BTreeSet::new(),
@@ -202,7 +215,13 @@ impl World {
         self.cluster.restart().unwrap();
         let log_end = LogEnd { first: self.first, next: self.log_end, offsets: self.offsets() };
         let cursor = self.durable.as_ref();
-        self.replicator = replicator(self.in_flight_bytes, cursor, &log_end, self.metrics.clone());
+        self.replicator = replicator(
+            self.in_flight_bytes,
+            self.catch_up_bytes_per_second,
+            cursor,
+            &log_end,
+            self.metrics.clone(),
+        );
     }
 
     fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -263,6 +282,7 @@ impl World {
 
 fn replicator(
     in_flight_bytes: usize,
+    catch_up_bytes_per_second: u64,
     cursor: Option<&Cursor>,
     log_end: &LogEnd,
     metrics: ReplicateMetrics,
@@ -272,6 +292,7 @@ fn replicator(
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         in_flight_bytes,
         held: Held::new(cursor.map_or(EntrySeq(0), |cursor| cursor.next)),
+        catch_up_bytes_per_second,
     };
     Replicator::new(settings, cursor, log_end, Box::new(Counting(1)), metrics)
 }

@@ -146,9 +146,10 @@ fn what_the_log_dropped_is_told_in_its_place_and_the_cursor_waits_for_it() {
 }
 
 #[test]
-fn what_replication_keeps_in_memory_is_not_dropped_by_the_log_and_what_was_dropped_is_not_kept() {
+fn what_replication_has_taken_is_not_dropped_by_the_log_and_what_was_dropped_is_not_taken_from_memory() {
     let mut world = World::new(1, 1 << 20);
     world.commit(&[("a", 0, 2)], true);
+    world.step();
     assert!(!world.compact(EntrySeq(0)));
     world.commit(&[("a", 0, 2)], false);
     let stale = Arc::clone(&world.log[&EntrySeq(1)]);
@@ -157,4 +158,20 @@ fn what_replication_keeps_in_memory_is_not_dropped_by_the_log_and_what_was_dropp
     world.run_until_caught_up();
     assert_eq!(offsets(&world.brokers, "a", 0), [0, 1]);
     assert_eq!(world.told("a", 0), [2, 3].into());
+}
+
+/// A quiet partition that overtook would keep the log from dropping anything before.
+#[test]
+fn nothing_overtakes_while_kafka_takes_nothing() {
+    let mut world = World::new(1, 64 * 1024);
+    world.commit(&[("a", 0, 1), ("b", 1, 1)], true);
+    world.run_until_caught_up();
+    world.brokers.set_away(true);
+    world.now = world.now + Duration::from_secs(60);
+    // More than what may be in flight, so that the log is not taken in its order any more.
+    (0..40).for_each(|_| world.commit(&[("a", 0, 40)], true));
+    (0..20).for_each(|_| world.step());
+    world.commit(&[("b", 1, 1)], true);
+    (0..20).for_each(|_| world.step());
+    assert!(world.compact(EntrySeq(40)), "an entry before the one of the quiet partition");
 }

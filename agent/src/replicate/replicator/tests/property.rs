@@ -51,9 +51,10 @@ proptest! {
     #[test]
     fn nothing_is_lost_or_reordered_and_nothing_unacknowledged_is_trimmed(
         seed: u64,
+        catch_up_bytes_per_second in prop::sample::select(vec![0, 10_000]),
         ops in prop::collection::vec(op(), 1..80),
     ) {
-        let mut world = World::new(seed, 8 * 1024);
+        let mut world = World::paced(seed, 8 * 1024, catch_up_bytes_per_second);
         let mut cursor_was_lost = false;
         for op in ops {
             match op {
