@@ -1,6 +1,6 @@
 //! What happens when Kafka is there again: the backlog at its pace, live records before it, and a broker that throttles.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use wayside_tests::agent::{self, Agent};
 use wayside_tests::kafka;

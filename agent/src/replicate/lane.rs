@@ -140,6 +140,8 @@ pub(super) struct Lane {
     refused: usize,
     /// The record with this offset gets this time or a later one: those before were refused.
     pub(super) restamp: Option<(Offset, Stamp)>,
+    /// Offset behind the last record pushed since the last rewind. Unlike `taken`, not moved by what the log dropped.
+    pushed: Offset,
     /// Of the records pushed and not acknowledged.
     pub(super) in_flight_bytes: usize,
     pending: VecDeque<Pending>,
@@ -169,6 +171,7 @@ impl Lane {
             window: None,
             refused: 0,
             restamp: None,
+            pushed: Offset(0),
             in_flight_bytes: 0,
             pending: VecDeque::new(),
             sent: VecDeque::new(),
@@ -187,6 +190,7 @@ impl Lane {
         let done = self.done_of(log_batch);
         let end = log_batch.end_offset();
         self.taken = Some(self.taken.map_or(end, |taken| taken.max(end)));
+        self.pushed = self.pushed.max(end);
         let records = &log_batch.records[done..];
         if !records.is_empty() {
             self.pending.push_back(Pending { group: Arc::clone(group), batch, record: done });
@@ -196,9 +200,9 @@ impl Lane {
         Pushed { records: records.len(), bytes }
     }
 
-    /// How many records of a batch, from its first on, are acknowledged or were taken already.
+    /// How many records of a batch, from its first on, are acknowledged or were pushed already.
     pub(super) fn done_of(&self, batch: &LogBatch) -> usize {
-        let done = self.taken.map_or(self.acknowledged, |taken| taken.max(self.acknowledged));
+        let done = self.pushed.max(self.acknowledged);
         let records = usize::try_from(done.0.saturating_sub(batch.base_offset.0)).unwrap_or(0);
         records.min(batch.records.len())
     }
@@ -284,6 +288,7 @@ impl Lane {
         self.pending.clear();
         self.first_position += self.sent.len() as u64;
         self.sent.clear();
+        self.pushed = self.acknowledged;
         self.in_flight_bytes = 0;
     }
 
