@@ -393,7 +393,7 @@ fn a_stream_that_drops_what_is_old_wants_a_log_larger_than_what_replication_hold
     assert!(parse(&text).unwrap_err().to_string().contains("stream[0].policy"));
 }
 
-/// Found by the fuzz target `config`: text over two lines was shown as two faults, and an escape sequence as it is.
+/// Found when fuzz target `config` was written: text over two lines was shown as two faults, and an escape sequence as it is.
 #[test]
 fn a_fault_is_one_line_whatever_its_key_and_value_are() {
     let error = parse("\"a\\u001b\\n\" = 1\n[log]\nlimit_bytes = \"\"\"a\nb\"\"\"").expect_err("faults");

@@ -51,7 +51,7 @@ fn every_field_may_be_absent_or_null() {
     }
 }
 
-/// Found by the fuzz target `hfp`: the reading had `lat_deg` twice, and most readers take the second.
+/// Found when fuzz target `hfp` was written: the reading had `lat_deg` twice, and most readers take the second.
 #[test]
 fn field_that_is_called_as_one_of_ours_does_not_stand_in_its_place() {
     let record = decode(VP, r#"{"VP":{"lat":60.2,"long":24.8,"lat_deg":99,"event":{},"seq":1}}"#).unwrap();

@@ -257,7 +257,7 @@ mod tests {
         assert!(Pointer::new("a/b").is_err());
     }
 
-    /// Found by the fuzz target `json`: `/a/b` kept the 1 of an object that the document no more has.
+    /// Found when fuzz target `json` was written: `/a/b` kept the 1 of an object that the document no more has.
     #[test]
     fn scan_forgets_what_was_within_an_earlier_value_of_a_repeated_key() {
         check(r#"{"a":{"b":1},"a":{}}"#, "/a/b", None);

@@ -431,7 +431,7 @@ mod tests {
         }
     }
 
-    /// Found by the fuzz target `nmea`: a course of 999.9 degrees and a negative speed went to Kafka as they came.
+    /// Found when fuzz target `nmea` was written: a course of 999.9 degrees and a negative speed went to Kafka as they came.
     #[test]
     fn motion_out_of_range_is_none() {
         let check = |text: &str, expected: [bool; 3]| {
