@@ -170,6 +170,14 @@ impl Log {
                     continue;
                 }
                 let (batches, before) = group.unwrap_or_default();
+                let fixed_bytes =
+                    group::bytes_max(&batches) + before.iter().map(Dropped::bytes_max).sum::<usize>();
+                if !told.is_empty() && told.bytes_max() + fixed_bytes > RAW_BYTES_MAX {
+                    // The entry in front has gone: its place is free.
+                    let place = EntrySeq(seq.0 - 1);
+                    self.write_compacted(written, place, &told.take(), &[])?;
+                    written = seq;
+                }
                 before.into_iter().for_each(|dropped| told.add(dropped));
                 let (kept, dropped) = self.sift(&batches, latest, told.bytes_max());
                 for dropped in dropped {
@@ -179,13 +187,24 @@ impl Log {
                 if kept.is_empty() && told.bytes_max() < TABLE_BYTES && seq.next() < range.end {
                     continue;
                 }
-                dropped::encode(written, &told.take(), &kept, &mut self.raw);
-                let mut entry = self.codec.encode(EntryKind::Compacted, &self.raw);
-                self.store.append_rewrite(seq, entry.seal(seq))?;
+                self.write_compacted(written, seq, &told.take(), &kept)?;
                 written = seq.next();
             }
         }
         Ok(Some(dropped_records))
+    }
+
+    /// Writes the entry at `seq`, which stands for all from `first` on.
+    fn write_compacted(
+        &mut self,
+        first: EntrySeq,
+        seq: EntrySeq,
+        dropped: &[Dropped],
+        kept: &[LogBatch],
+    ) -> Result<(), StoreError> {
+        dropped::encode(first, dropped, kept, &mut self.raw);
+        let mut entry = self.codec.encode(EntryKind::Compacted, &self.raw);
+        self.store.append_rewrite(seq, entry.seal(seq))
     }
 
     /// What stays of a group, and what does not. What stays, with word of what does not, fits an entry that has

@@ -54,7 +54,7 @@ pub struct Dropped {
 
 impl Dropped {
     /// Most bytes that it takes in an entry: the names, their lengths, and varints of 5, 10, 10 and 10 bytes.
-    fn bytes_max(&self) -> usize {
+    pub(super) fn bytes_max(&self) -> usize {
         self.stream.as_str().len() + self.device.as_ref().map_or(0, |device| device.as_bytes().len() + 2) + 40
     }
 }
@@ -91,6 +91,10 @@ impl DroppedTable {
         for dropped in self.take() {
             self.add(Dropped { device: None, ..dropped });
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.elements.is_empty()
     }
 
     /// Most bytes that it takes in an entry.

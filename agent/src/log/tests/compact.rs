@@ -153,6 +153,31 @@ fn devices_that_are_too_many_to_name_are_counted() {
     assert!(groups.iter().flat_map(|g| &g.dropped).any(|d| d.device.is_none()));
 }
 
+/// Found by reading: an entry that was almost full had no room for what had been dropped before it, and encoding panicked.
+#[test]
+fn what_was_dropped_before_an_entry_that_is_full_is_told_in_front_of_it() {
+    let disk = SimulatedDisk::new();
+    let options = LogOptions { compression: Compression::None, ..options() };
+    let store = disk.open().with_epoch_bytes(64 * 1024);
+    let (mut log, _) = Log::open(Box::new(store), options, metrics()).unwrap();
+    let old = stream(LONG);
+    let records =
+        (0..60).map(|id| Record { device: DeviceId::new(&format!("{id}")).unwrap(), ..record(&old, id) });
+    log.append(vec![Batch { stream: old.clone(), partition: PartitionId(0), records: records.collect() }]);
+    log.sync().unwrap();
+    // Almost all that an entry may hold, in its headers too.
+    let keep = stream(KEEP);
+    let headers = vec![RecordHeader { name: "h".into(), value: vec![0; 31 * 1024].into() }];
+    let large = Record { value: vec![0; 64 * 1024].into(), headers, ..record(&keep, 60) };
+    log.append(vec![Batch { stream: keep, partition: PartitionId(0), records: vec![large.clone()] }]);
+    log.sync().unwrap();
+    commit_epochs(&mut log, &[&[(KEEP, 61..62)], &[(KEEP, 62..63)]]);
+    assert_eq!(compact_all(&mut log), 1);
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    assert_eq!((dropped_of(&groups, LONG), lost), (60, vec![]));
+    assert!(groups.iter().flat_map(|g| &g.batches).any(|b| b.records == [large.clone()]));
+}
+
 #[derive(Clone, Debug)]
 enum Operation {
     Append(Vec<(&'static str, i32, u64)>),
