@@ -131,6 +131,10 @@ impl SledStore {
     /// What a failure while writing means to the log. The handle is dead, whatever it was.
     fn write_failed(&mut self, epoch: EpochId, failure: Failure) -> StoreError {
         self.close_write();
+        self.handle_dead(epoch, failure)
+    }
+
+    fn handle_dead(&self, epoch: EpochId, failure: Failure) -> StoreError {
         match failure {
             Failure::NoSpace => {
                 self.dir.drop_ballast();
@@ -149,13 +153,7 @@ impl SledStore {
     /// As [`write_failed`](Self::write_failed); what was there is there.
     fn rewrite_failed(&mut self, epoch: EpochId, failure: Failure) -> StoreError {
         self.close_rewrite();
-        match failure {
-            Failure::NoSpace => {
-                self.dir.drop_ballast();
-                StoreError::NoSpace { epoch }
-            }
-            other => StoreError::HandleDead { epoch, reason: other.into_reason() },
-        }
+        self.handle_dead(epoch, failure)
     }
 
     /// Runs a step of writing on the epoch that is written again.
