@@ -119,7 +119,7 @@ pub async fn run(
         environment: config.gateway.environment.clone(),
         partitions: config.partitions(GAPS_STREAM),
     };
-    let held = Held::new(next_seq_min);
+    let held = Held::new(cursor.1.as_ref().map(|cursor| cursor.begun).unwrap_or_default());
     let owner = Owner::new(
         log,
         acknowledgers,
@@ -146,6 +146,7 @@ pub async fn run(
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
         held,
+        overtakes: !config.streams.values().any(|stream| stream.policy.drops_stored()),
         cursor,
         clock: Arc::clone(&clock),
         entropy: entropy(),

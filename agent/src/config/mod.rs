@@ -307,6 +307,11 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// Whether it drops what the log holds.
+    pub fn drops_stored(self) -> bool {
+        matches!(self, Self::DropOldest | Self::LatestPerDevice)
+    }
+
     /// As in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {

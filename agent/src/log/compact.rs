@@ -66,7 +66,7 @@ impl Log {
     /// # Errors
     /// [`LogError`] when the store fails: nothing has changed then.
     pub fn compact(&mut self, mut release: impl FnMut(EntrySeq, EntrySeq) -> bool) -> Result<bool, LogError> {
-        let drops = |policy: &Policy| matches!(policy, Policy::DropOldest | Policy::LatestPerDevice);
+        let drops = |policy: &Policy| policy.drops_stored();
         if !self.options.policies.values().any(drops) {
             return Ok(false);
         }

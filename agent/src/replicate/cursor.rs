@@ -19,7 +19,8 @@
 //! | 12 | 4 | length of the body in bytes |
 //! | 16 | 8 | body: generation, ascending; the intact slot with the higher one is the cursor |
 //! | 24 | 8 | sequence number of the first entry that is not fully acknowledged |
-//! | 32 | 4 | number of streams, each: |
+//! | 32 | 8 | sequence number behind the last entry of which anything was taken to be sent |
+//! | 40 | 4 | number of streams, each: |
 //! | | 1 | length of the name |
 //! | | n | name |
 //! | | 4 | number of partitions, each: |
@@ -61,6 +62,8 @@ pub struct Cursor {
     pub generation: u64,
     /// The first entry that is not fully acknowledged.
     pub next: EntrySeq,
+    /// Behind the last entry of which anything was taken: of those before, Kafka may have parts.
+    pub begun: EntrySeq,
     /// Per (stream, partition) the offset behind the last one acknowledged.
     pub acknowledged: BTreeMap<(StreamName, PartitionId), Offset>,
 }
@@ -104,6 +107,7 @@ impl Cursor {
         let mut body = Vec::with_capacity(256);
         body.extend_from_slice(&self.generation.to_be_bytes());
         body.extend_from_slice(&self.next.0.to_be_bytes());
+        body.extend_from_slice(&self.begun.0.to_be_bytes());
         push_length(&mut body, streams.len());
         for (stream, partitions) in streams {
             let name = stream.as_str().as_bytes();
@@ -140,6 +144,7 @@ impl Cursor {
         }
         let generation = u64::from_be_bytes(body.array()?);
         let next = EntrySeq(u64::from_be_bytes(body.array()?));
+        let begun = EntrySeq(u64::from_be_bytes(body.array()?));
         let mut acknowledged = BTreeMap::new();
         for _ in 0..u32::from_be_bytes(body.array()?) {
             let [name_bytes] = body.array()?;
@@ -151,7 +156,7 @@ impl Cursor {
                 acknowledged.insert((stream.clone(), partition), offset);
             }
         }
-        body.0.is_empty().then_some(Self { generation, next, acknowledged })
+        body.0.is_empty().then_some(Self { generation, next, begun, acknowledged })
     }
 }
 

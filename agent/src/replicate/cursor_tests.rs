@@ -9,7 +9,7 @@ use crate::replicate::tests::stream;
 
 fn cursor(generation: u64, next: u64, lanes: &[(&str, i32, i64)]) -> Cursor {
     let lanes = lanes.iter().map(|&(name, p, offset)| ((stream(name), PartitionId(p)), Offset(offset)));
-    Cursor { generation, next: EntrySeq(next), acknowledged: lanes.collect() }
+    Cursor { generation, next: EntrySeq(next), begun: EntrySeq(next + 9), acknowledged: lanes.collect() }
 }
 
 /// Written by version 0.1.0; must load for ever.
@@ -101,7 +101,7 @@ prop_compose! {
         lanes in prop::collection::btree_map(("[a-z.-]{1,20}", 0..64i32), 0..i64::MAX, 0..20),
     ) -> Cursor {
         let lanes = lanes.into_iter().map(|((name, p), o)| ((stream(&name), PartitionId(p)), Offset(o)));
-        Cursor { generation, next: EntrySeq(next), acknowledged: lanes.collect() }
+        Cursor { generation, next: EntrySeq(next), begun: EntrySeq(next), acknowledged: lanes.collect() }
     }
 }
 

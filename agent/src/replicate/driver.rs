@@ -46,6 +46,8 @@ pub struct Replicate {
     pub partitions: PartitionsOf,
     /// What the log leaves alone.
     pub held: Held,
+    /// As [`Settings::overtakes`].
+    pub overtakes: bool,
     /// As [`CursorFile::open`] returned it, before the log was opened: whoever cannot open it stops, since without a
     /// cursor every restart would send the whole log again.
     pub cursor: (CursorFile, Option<Cursor>),
@@ -79,6 +81,7 @@ pub fn run(replicate: Replicate) -> Summary {
         partitions: replicate.partitions,
         in_flight_bytes: replicate.config.in_flight_bytes,
         held: replicate.held,
+        overtakes: replicate.overtakes,
         catch_up_bytes_per_second: replicate.config.catch_up_bytes_per_second,
     };
     let metrics = replicate.metrics;

@@ -81,6 +81,7 @@ fn start(
         environment: "test".into(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         held: Held::default(),
+        overtakes: true,
         cursor: CursorFile::open(dir).unwrap(),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),

@@ -14,17 +14,22 @@ pub struct Held {
 #[derive(Debug, Default)]
 struct State {
     /// Replication has begun with entries below.
-    until: EntrySeq,
+    begun: EntrySeq,
     /// The log may have changed entries below that replication has not begun with: they are read from it.
     changed_until: EntrySeq,
 }
 
 impl Held {
-    /// Replication goes on at the cursor: what lies before is Kafka's.
-    pub fn new(cursor: EntrySeq) -> Self {
+    /// Replication had begun with entries below `begun` when it last ran.
+    pub fn new(begun: EntrySeq) -> Self {
         let held = Self::default();
-        held.read(cursor);
+        held.read(begun);
         held
+    }
+
+    /// Replication has begun with entries below.
+    pub fn begun(&self) -> EntrySeq {
+        self.with(|state| state.begun)
     }
 
     /// Whether replication may keep an entry that it got when it was committed. Then it has begun with it.
@@ -32,7 +37,7 @@ impl Held {
         self.with(|state| {
             let takes = seq >= state.changed_until;
             if takes {
-                state.until = state.until.max(seq.next());
+                state.begun = state.begun.max(seq.next());
             }
             takes
         })
@@ -40,13 +45,13 @@ impl Held {
 
     /// Replication has read everything before `next` from the log.
     pub fn read(&self, next: EntrySeq) {
-        self.with(|state| state.until = state.until.max(next));
+        self.with(|state| state.begun = state.begun.max(next));
     }
 
     /// Whether the log may change its entries from `first` to before `end`. From then on replication reads them.
     pub fn release(&self, first: EntrySeq, end: EntrySeq) -> bool {
         self.with(|state| {
-            let is_free = state.until <= first;
+            let is_free = state.begun <= first;
             if is_free {
                 state.changed_until = state.changed_until.max(end);
             }

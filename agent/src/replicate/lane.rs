@@ -275,6 +275,16 @@ impl Lane {
         Some((sent, settled))
     }
 
+    /// Kafka has what was to be told of the record with this offset.
+    pub(super) fn told(&mut self, missing: Offset) {
+        self.untold.remove(&missing);
+        if self.acknowledged == missing {
+            // It is settled: read again, or found missing, it is not told again.
+            self.acknowledged = Offset(missing.0 + 1);
+            self.taken = self.taken.map(|taken| taken.max(self.acknowledged));
+        }
+    }
+
     /// Forgets what is pending and under way; it will be pushed again.
     pub(super) fn rewind(&mut self) {
         self.taken = self.taken.map(|_| self.acknowledged);

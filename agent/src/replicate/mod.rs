@@ -100,6 +100,9 @@ pub struct Settings {
     pub in_flight_bytes: usize,
     /// What the log leaves alone, since replication has begun with it.
     pub held: Held,
+    /// Whether partitions overtake each other. Not where the log drops what is stored: what overtook would keep it from
+    /// dropping all that lies before.
+    pub overtakes: bool,
     /// How fast a backlog shrinks, in bytes of records per second; 0 is no limit.
     pub catch_up_bytes_per_second: u64,
 }

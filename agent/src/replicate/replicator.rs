@@ -30,9 +30,6 @@ use crate::{
 /// Delay after the log could not answer or had not what it should have.
 const READ_RETRY: Duration = Duration::from_secs(1);
 
-/// Nothing overtakes while Kafka takes nothing: the log may not drop what lies before (see [`super::Held`]).
-const OVERTAKES_AFTER_DELIVERY: Duration = Duration::from_secs(5);
-
 /// Most that is read from the log at once, in bytes: the log's thread commits between reads.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
@@ -78,8 +75,6 @@ pub struct Replicator {
     /// When the producer was restarted last.
     started: Monotonic,
     restart_at: Option<Monotonic>,
-    /// When Kafka took something last.
-    delivered_at: Monotonic,
     /// Restarts in a row of producers that did not live long.
     failures: u32,
     /// The health shows an error that the next acknowledgement clears.
@@ -131,7 +126,6 @@ impl Replicator {
             sent_bytes: 0,
             started: Monotonic::default(),
             restart_at: None,
-            delivered_at: Monotonic::default(),
             failures: 0,
             shows_error: false,
             read_retry_at: None,
@@ -210,9 +204,7 @@ impl Replicator {
                 self.take_in_order(&group, size_bytes);
             }
         }
-        if idle || now.since(self.delivered_at) < OVERTAKES_AFTER_DELIVERY {
-            self.overtake();
-        }
+        self.overtake();
         let in_memory = self.recent.first() == Some(self.next);
         let wanted = !in_memory && (self.next < self.end || self.probes || self.has_open_hole());
         if wanted && self.has_room_in_order() && self.read_retry_at.is_none() {
@@ -236,22 +228,17 @@ impl Replicator {
     /// A lane that has much under way already waits in its order: perhaps its partition has no leader.
     fn overtake(&mut self) {
         let lane_max_bytes = self.settings.in_flight_bytes / 8;
-        while self.restart_at.is_none()
+        while self.settings.overtakes
+            && self.restart_at.is_none()
             && self.in_flight_bytes() < self.settings.in_flight_bytes
             && let Some((group, size_bytes)) = self.recent.look()
         {
-            let overtakes = |lane: &Lane, batch: &LogBatch| {
+            let taken = self.take(&group, size_bytes, |lane, batch| {
                 lane.taken == Some(batch.base_offset) && lane.in_flight_bytes < lane_max_bytes
-            };
-            let lane_of = |batch: &LogBatch| self.lane_of.get(&(batch.stream.clone(), batch.partition));
-            let any = group
-                .batches
-                .iter()
-                .any(|batch| lane_of(batch).is_some_and(|index| overtakes(&self.lanes[*index], batch)));
-            if !any || !self.settings.held.take(group.seq) {
-                continue;
+            });
+            if taken.records > 0 {
+                self.settings.held.take(group.seq);
             }
-            let taken = self.take(&group, size_bytes, overtakes);
             self.metrics.overtaking_records.inc_by(taken.records as u64);
         }
     }
@@ -491,7 +478,6 @@ impl Replicator {
     pub fn on_event(&mut self, now: Monotonic, event: ClusterEvent) {
         match event {
             ClusterEvent::Delivered(token) => {
-                self.delivered_at = now;
                 if let Some(outage) = self.pace.answered(now, self.entropy.as_mut()) {
                     tracing::info!(
                         outage_ms = outage.lasted.as_millis(),
@@ -597,7 +583,12 @@ impl Replicator {
             let offset = self.lanes[*index].cursor();
             (offset > Offset(0)).then(|| (key.clone(), offset))
         });
-        Cursor { generation: 0, next: self.acknowledged(), acknowledged: acknowledged.collect() }
+        Cursor {
+            generation: 0,
+            next: self.acknowledged(),
+            begun: self.settings.held.begun(),
+            acknowledged: acknowledged.collect(),
+        }
     }
 
     /// Records handed to the client that it has not reported.

@@ -192,9 +192,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             "at least commit.batch_bytes",
         );
     }
-    let drops_old = streams
-        .values()
-        .any(|stream: &Stream| matches!(stream.policy, Policy::DropOldest | Policy::LatestPerDevice));
+    let drops_old = streams.values().any(|stream: &Stream| stream.policy.drops_stored());
     let spared_bytes = if drops_old { raw.replicate.in_flight_bytes.saturating_mul(2) } else { 0 };
     let least_bytes = raw.log.epoch_bytes.saturating_mul(4).saturating_add(spared_bytes);
     if raw.log.limit_bytes != 0 && raw.log.limit_bytes < least_bytes {

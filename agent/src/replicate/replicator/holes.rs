@@ -148,12 +148,7 @@ impl Replicator {
     /// Kafka has the gap that a lane outside the log told of.
     pub(super) fn on_told(&mut self, index: usize) {
         if let Some(missing) = self.lanes[index].tells_of.pop_front() {
-            let lane = &mut self.lanes[missing.0];
-            lane.untold.remove(&missing.1);
-            if lane.acknowledged == missing.1 {
-                // It is settled: read again, it is not told again.
-                lane.acknowledged = Offset(missing.1.0 + 1);
-            }
+            self.lanes[missing.0].told(missing.1);
             self.holes.told.remove(&missing);
         }
     }

@@ -42,19 +42,24 @@ struct World {
     cluster: SimulatedCluster,
     brokers: SimulatedBrokers,
     durable: Option<Cursor>,
-    in_flight_bytes: usize,
-    catch_up_bytes_per_second: u64,
+    settings: Settings,
     now: Monotonic,
     wall: UnixMicros,
     dropped: BTreeSet<(String, PartitionId, Offset)>,
 }
 
 impl World {
+    /// With a log that may drop what replication has not begun with.
     fn new(seed: u64, in_flight_bytes: usize) -> Self {
-        Self::paced(seed, in_flight_bytes, 0)
+        Self::with(seed, settings(in_flight_bytes))
     }
 
-    fn paced(seed: u64, in_flight_bytes: usize, catch_up_bytes_per_second: u64) -> Self {
+    /// With partitions that overtake each other.
+    fn overtaking(seed: u64, in_flight_bytes: usize, catch_up_bytes_per_second: u64) -> Self {
+        Self::with(seed, Settings { overtakes: true, catch_up_bytes_per_second, ..settings(in_flight_bytes) })
+    }
+
+    fn with(seed: u64, settings: Settings) -> Self {
         let (cluster, brokers) = simulated::cluster(seed);
         let metrics = ReplicateMetrics::default();
         Self {
@@ -63,19 +68,12 @@ impl World {
             first: EntrySeq(0),
             log_end: EntrySeq(0),
             offsets: BTreeMap::new(),
-            replicator: replicator(
-                in_flight_bytes,
-                catch_up_bytes_per_second,
-                None,
-                &LogEnd::default(),
-                metrics.clone(),
-            ),
+            replicator: replicator(settings.clone(), None, &LogEnd::default(), metrics.clone()),
             metrics,
             cluster,
             brokers,
             durable: None,
-            in_flight_bytes,
-            catch_up_bytes_per_second,
+            settings,
             now: Monotonic::default(),
             wall: record("a", 0, 0).received.at,
             dropped: BTreeSet::new(),
@@ -231,13 +229,8 @@ impl World {
         self.cluster.restart().unwrap();
         let log_end = LogEnd { first: self.first, next: self.log_end, offsets: self.offsets() };
         let cursor = self.durable.as_ref();
-        self.replicator = replicator(
-            self.in_flight_bytes,
-            self.catch_up_bytes_per_second,
-            cursor,
-            &log_end,
-            self.metrics.clone(),
-        );
+        self.settings.held = Held::new(cursor.map_or(EntrySeq(0), |cursor| cursor.begun));
+        self.replicator = replicator(self.settings.clone(), cursor, &log_end, self.metrics.clone());
     }
 
     fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -292,24 +285,27 @@ impl World {
             }
         }
         // One group and one read may be more than the bound.
-        assert!(self.replicator.in_flight_bytes() <= 2 * self.in_flight_bytes + 16 * 1024);
+        assert!(self.replicator.in_flight_bytes() <= 2 * self.settings.in_flight_bytes + 16 * 1024);
+    }
+}
+
+fn settings(in_flight_bytes: usize) -> Settings {
+    Settings {
+        environment: "test".into(),
+        partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
+        in_flight_bytes,
+        held: Held::default(),
+        overtakes: false,
+        catch_up_bytes_per_second: 0,
     }
 }
 
 fn replicator(
-    in_flight_bytes: usize,
-    catch_up_bytes_per_second: u64,
+    settings: Settings,
     cursor: Option<&Cursor>,
     log_end: &LogEnd,
     metrics: ReplicateMetrics,
 ) -> Replicator {
-    let settings = Settings {
-        environment: "test".into(),
-        partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
-        in_flight_bytes,
-        held: Held::new(cursor.map_or(EntrySeq(0), |cursor| cursor.next)),
-        catch_up_bytes_per_second,
-    };
     Replicator::new(settings, cursor, log_end, Box::new(Counting(1)), metrics)
 }
 
@@ -377,6 +373,7 @@ fn a_cursor_behind_the_logs_end_is_not_used() {
     world.durable = Some(Cursor {
         generation: 3,
         next: EntrySeq(100),
+        begun: EntrySeq(100),
         acknowledged: BTreeMap::from([((stream("a"), PartitionId(0)), Offset(500))]),
     });
     world.commit(&[("a", 0, 2)], false);

@@ -44,7 +44,7 @@ fn record_bytes() -> u64 {
 #[test]
 fn a_partition_without_backlog_does_not_wait_for_that_of_another() {
     for limit in [0, 20_000] {
-        let mut world = World::paced(1, 64 * 1024, limit);
+        let mut world = World::overtaking(1, 64 * 1024, limit);
         world.commit(&[("a", 0, 1), ("b", 1, 1)], true);
         world.run_until_caught_up();
         world.outage(3_600);
@@ -65,7 +65,7 @@ fn a_partition_without_backlog_does_not_wait_for_that_of_another() {
 
 #[test]
 fn a_partition_is_live_again_as_soon_as_the_last_record_of_its_backlog_was_read() {
-    let mut world = World::paced(1, 64 * 1024, 10_000);
+    let mut world = World::overtaking(1, 64 * 1024, 10_000);
     world.brokers.set_away(true);
     world.commit(&[("a", 0, 1), ("b", 1, 1)], false);
     world.outage(3_600);
@@ -78,7 +78,7 @@ fn a_partition_is_live_again_as_soon_as_the_last_record_of_its_backlog_was_read(
 #[test]
 fn the_backlog_shrinks_at_its_rate_whatever_comes_in_meanwhile() {
     for (limit, live_records) in [(20_000, 0), (20_000, 2), (2_000, 10)] {
-        let mut world = World::paced(1, 256 * 1024, limit);
+        let mut world = World::overtaking(1, 256 * 1024, limit);
         world.outage(3_600);
         world.time_until("the delay after the outage", |w| w.metrics.groups_from_log.get() > 0);
         let run = |world: &mut World, seconds: u64| {
@@ -108,7 +108,7 @@ fn the_backlog_shrinks_at_its_rate_whatever_comes_in_meanwhile() {
 
 #[test]
 fn after_an_outage_the_backlog_waits_a_while_and_live_records_do_not() {
-    let mut world = World::new(1, 64 * 1024);
+    let mut world = World::overtaking(1, 64 * 1024, 0);
     world.commit(&[("b", 1, 1)], true);
     world.run_until_caught_up();
     world.outage(3_600);
@@ -126,7 +126,7 @@ fn after_an_outage_the_backlog_waits_a_while_and_live_records_do_not() {
 
 #[test]
 fn after_a_hiccup_the_backlog_goes_on_at_once() {
-    let mut world = World::new(1, 4 * 1024);
+    let mut world = World::overtaking(1, 4 * 1024, 0);
     world.outage(9);
     for _ in 0..200 {
         world.commit(&[("a", 0, 5)], false);
@@ -141,7 +141,7 @@ fn after_a_hiccup_the_backlog_goes_on_at_once() {
 
 #[test]
 fn a_partition_without_a_leader_holds_up_no_live_record_of_others() {
-    let mut world = World::new(1, 16 * 1024);
+    let mut world = World::overtaking(1, 16 * 1024, 0);
     world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
     world.brokers.set_leader("test.a", PartitionId(0), false);
     for n in 1..=1_000 {
@@ -159,7 +159,7 @@ fn a_partition_without_a_leader_holds_up_no_live_record_of_others() {
 
 #[test]
 fn what_overtook_overtakes_again_after_a_restart_of_the_producer() {
-    let mut world = World::paced(1, 64 * 1024, 100);
+    let mut world = World::overtaking(1, 64 * 1024, 100);
     world.commit(&[("b", 1, 1)], true);
     world.run_until_caught_up();
     world.outage(3_600);
@@ -176,7 +176,7 @@ fn what_overtook_overtakes_again_after_a_restart_of_the_producer() {
 
 #[test]
 fn partitions_that_overtook_and_are_stuck_do_not_hold_up_the_backlog() {
-    let mut world = World::new(1, 8 * 1024);
+    let mut world = World::overtaking(1, 8 * 1024, 0);
     let stuck: Vec<_> = (0..4).flat_map(|partition| [("b", partition, 6), ("c", partition, 6)]).collect();
     for (name, partition, _) in &stuck {
         world.brokers.set_leader(&format!("test.{name}"), PartitionId(*partition), false);
@@ -188,7 +188,7 @@ fn partitions_that_overtook_and_are_stuck_do_not_hold_up_the_backlog() {
         world.commit(&stuck, true);
         world.step();
     }
-    assert!(world.replicator.in_flight_bytes() >= world.in_flight_bytes);
+    assert!(world.replicator.in_flight_bytes() >= world.settings.in_flight_bytes);
     world.time_until("the backlog", |w| offsets(&w.brokers, "a", 0).len() == 3_000);
     world.check();
 }
