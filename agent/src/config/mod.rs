@@ -5,7 +5,10 @@ pub mod raw;
 
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 
-use crate::record::{DeviceId, StreamName};
+use crate::{
+    record::{DeviceId, StreamName},
+    secret::{FileRef, SecretRef},
+};
 
 /// Stream of frames that did not decode.
 pub const DEAD_LETTER_STREAM: &str = "dead-letter";
@@ -63,6 +66,10 @@ pub struct MqttSource {
     pub name: String,
     /// Brokers, tried in turn; at least one.
     pub brokers: Vec<Broker>,
+    /// Who we are to the brokers.
+    pub login: Option<Login>,
+    /// For the brokers with TLS.
+    pub tls: MqttTls,
     /// Version of the protocol.
     pub version: MqttVersion,
     /// Client id of the persistent session.
@@ -90,6 +97,37 @@ pub struct Broker {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Whether the connection is encrypted and the broker's certificate checked.
+    pub tls: bool,
+}
+
+/// User name and password.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Login {
+    /// The user name.
+    pub user: String,
+    /// Where the password is.
+    pub password: Option<SecretRef>,
+}
+
+/// How a broker is known, and how it knows us.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MqttTls {
+    /// PEM file of the CAs; `None` is the system's bundle.
+    pub ca_file: Option<FileRef>,
+    /// What we show to the broker.
+    pub client: Option<ClientCertificate>,
+    /// Name that the broker's certificate must have, where it is not the host's.
+    pub server_name: Option<String>,
+}
+
+/// A certificate of our own, with its private key. Both PEM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientCertificate {
+    /// Certificate and chain.
+    pub cert_file: FileRef,
+    /// The private key.
+    pub key: SecretRef,
 }
 
 /// Version of MQTT.

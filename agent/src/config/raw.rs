@@ -64,8 +64,12 @@ pub struct RawSources {
 pub struct RawMqttSource {
     /// Name of the source, in logs and metrics. Must be set, unique.
     pub name: String,
-    /// Brokers, `mqtt://host:port`, tried in turn. At least one.
+    /// Brokers, `mqtt://host:port` or with TLS `mqtts://host:port`, tried in turn. At least one.
     pub urls: Vec<String>,
+    /// User name; empty is none.
+    pub user: String,
+    /// Where its password is: `file:PATH`, `env:NAME` or `credential:NAME` (systemd); empty is none.
+    pub password: String,
     /// MQTT version: 5, or 3 for 3.1.1.
     pub version: u8,
     /// Client id of the persistent session; empty is `wayside-<gateway.id>-<name>`. Must stay the same over restarts.
@@ -90,6 +94,8 @@ pub struct RawMqttSource {
     /// See `reconnect_min_ms`.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub reconnect_max_ms: u64,
+    /// How brokers with `mqtts://` are known, and how they know us.
+    pub tls: RawMqttTls,
     /// What to subscribe to and what to make of it. At least one.
     pub route: Vec<RawRoute>,
 }
@@ -99,6 +105,8 @@ impl Default for RawMqttSource {
         Self {
             name: String::new(),
             urls: Vec::new(),
+            user: String::new(),
+            password: String::new(),
             version: 5,
             client_id: String::new(),
             qos: 1,
@@ -108,9 +116,24 @@ impl Default for RawMqttSource {
             max_packet_bytes: 256 * 1024,
             reconnect_min_ms: 250,
             reconnect_max_ms: 30_000,
+            tls: RawMqttTls::default(),
             route: Vec::new(),
         }
     }
+}
+
+/// `[source.mqtt.tls]`: TLS 1.2 or 1.3 to brokers with `mqtts://`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMqttTls {
+    /// PEM file of the CAs that may have signed the broker's certificate; empty is the system's bundle.
+    pub ca_file: String,
+    /// PEM file of our certificate, with its chain; empty is none.
+    pub cert_file: String,
+    /// Where its private key is, PEM: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub key: String,
+    /// Name that the broker's certificate must have; empty is the host of the URL.
+    pub server_name: String,
 }
 
 /// `[[source.mqtt.route]]`: one subscription and how its payloads decode. A message takes the first route that matches.

@@ -14,10 +14,15 @@ use std::{
 };
 
 use super::{
-    Backoff, Commit, Compression, Config, Gateway, Log, LogFormat, Replicate, Stream, Telemetry, Value,
+    Backoff, ClientCertificate, Commit, Compression, Config, Gateway, Log, LogFormat, Replicate, Stream,
+    Telemetry, Value,
     raw::{self, RawConfig, RawReplicate},
 };
-use crate::{record::StreamName, replicate::check_properties};
+use crate::{
+    record::StreamName,
+    replicate::check_properties,
+    secret::{self, FileRef, SecretRef},
+};
 use serde::Deserialize as _;
 use shape::{Shaped, shape};
 
@@ -29,10 +34,38 @@ pub enum ConfigError {
     Read(#[from] std::io::Error),
     /// The file is not TOML.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Syntax(Vec<toml::de::Error>),
+    Syntax(Vec<SyntaxError>),
     /// Keys and values that cannot be, in the order of the file.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
+}
+
+/// One place that is not TOML. Without the line itself, which may hold what should not have been typed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// Line and column, from 1.
+    pub place: Option<(usize, usize)>,
+    /// What is wrong there.
+    pub cause: String,
+}
+
+impl SyntaxError {
+    fn new(error: &toml::de::Error, text: &str) -> Self {
+        let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        });
+        Self { place, cause: error.message().to_owned() }
+    }
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((line, column)) = self.place {
+            write!(f, "line {line}, column {column}: ")?;
+        }
+        f.write_str(&self.cause)
+    }
 }
 
 /// One value that cannot be.
@@ -42,10 +75,23 @@ pub struct Fault {
     pub line: Option<usize>,
     /// The key, as a path: `source.mqtt[0].qos`.
     pub key: String,
-    /// What is there, as typed.
+    /// What is there, as typed; not so where it may be a secret that does not belong there.
     pub value: String,
     /// What would be right.
     pub limit: String,
+}
+
+/// Parts of names of keys whose values are not to be repeated, whoever knows the key.
+const SECRETIVE: &[&str] = &["pas", "pwd", "secret", "token", "key", "pem", "credential", "oauth"];
+
+impl Fault {
+    fn new(key: &str, value: &str, limit: &str) -> Self {
+        let name = key.strip_prefix("replicate.properties.").or(key.rsplit('.').next()).unwrap_or(key);
+        let name = name.to_lowercase();
+        let hides = value != "\"\"" && SECRETIVE.iter().any(|part| name.contains(part));
+        let value = if hides { "(not shown)" } else { value };
+        Self { line: None, key: key.into(), value: value.into(), limit: limit.into() }
+    }
 }
 
 impl fmt::Display for Fault {
@@ -70,10 +116,12 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// [`ConfigError`], but not [`ConfigError::Read`].
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
-    let Shaped { table, mut faults, lines } =
-        shape(text, raw::schema().as_value()).map_err(ConfigError::Syntax)?;
-    let raw = RawConfig::deserialize(toml::Deserializer::from(table))
-        .map_err(|error| ConfigError::Syntax(vec![error]))?;
+    let not_toml = |errors: Vec<toml::de::Error>| {
+        ConfigError::Syntax(errors.iter().map(|error| SyntaxError::new(error, text)).collect())
+    };
+    let Shaped { table, mut faults, lines } = shape(text, raw::schema().as_value()).map_err(not_toml)?;
+    let raw =
+        RawConfig::deserialize(toml::Deserializer::from(table)).map_err(|error| not_toml(vec![error]))?;
     let (config, more) = check(&raw);
     // What was taken out for a fault of its own may be missed by its neighbours: that is no second fault.
     let taken_out: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
@@ -185,6 +233,11 @@ fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
+/// The file that `key` names; empty is none.
+fn file(key: &str, path: &str) -> Option<FileRef> {
+    (!path.is_empty()).then(|| FileRef { key: key.into(), path: path.into() })
+}
+
 fn quoted(text: &str) -> String {
     format!("{text:?}")
 }
@@ -197,7 +250,7 @@ struct Checker {
 
 impl Checker {
     fn fault(&mut self, key: &str, value: &str, limit: &str) {
-        self.faults.push(Fault { line: None, key: key.into(), value: value.into(), limit: limit.into() });
+        self.faults.push(Fault::new(key, value, limit));
     }
 
     fn filled(&mut self, key: &str, value: &str) -> String {
@@ -211,6 +264,34 @@ impl Checker {
     fn name(&mut self, key: &str, value: &str) -> String {
         self.stream(key, value);
         value.into()
+    }
+
+    /// Where a secret is; empty is none.
+    fn secret(&mut self, key: &str, value: &str) -> Option<SecretRef> {
+        let secret = SecretRef::parse(key, value);
+        if secret.is_none() && !value.is_empty() {
+            self.fault(key, "(not shown)", secret::FORMS);
+        }
+        secret
+    }
+
+    /// Our certificate; `section` has the keys `cert_file` and `key`.
+    fn client_certificate(&mut self, section: &str, cert_file: &str, key: &str) -> Option<ClientCertificate> {
+        let key_at = format!("{section}.key");
+        let cert_file = file(&format!("{section}.cert_file"), cert_file);
+        let has_key = !key.is_empty();
+        match (cert_file, self.secret(&key_at, key)) {
+            (Some(cert_file), Some(key)) => Some(ClientCertificate { cert_file, key }),
+            (Some(_), None) if !has_key => {
+                self.fault(&key_at, "\"\"", "must be set with cert_file");
+                None
+            }
+            (None, Some(_)) => {
+                self.fault(&format!("{section}.cert_file"), "\"\"", "must be set with key");
+                None
+            }
+            _ => None,
+        }
     }
 
     fn unique(&mut self, key: &str, value: &str, seen: &mut BTreeSet<String>) {

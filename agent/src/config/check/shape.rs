@@ -124,11 +124,12 @@ impl Walk<'_> {
 
     fn fault(&mut self, key: &str, value: &Spanned<DeValue<'_>>, limit: String) {
         let value = match value.get_ref() {
-            DeValue::Table(_) => "{..}".into(),
-            DeValue::Array(_) => "[..]".into(),
-            _ => self.text.get(value.span()).unwrap_or_default().into(),
+            DeValue::Table(_) => "{..}",
+            DeValue::Array(_) => "[..]",
+            _ => self.text.get(value.span()).unwrap_or_default(),
         };
-        self.faults.push(Fault { line: self.lines.get(key).copied(), key: key.into(), value, limit });
+        let line = self.lines.get(key).copied();
+        self.faults.push(Fault { line, ..Fault::new(key, value, &limit) });
     }
 
     fn line(&self, at: usize) -> usize {

@@ -30,7 +30,7 @@ fn a_small_config_takes_the_defaults() {
     assert_eq!(config.commit.window, Duration::from_millis(20));
     assert_eq!(config.mqtt[0].client_id, "wayside-gw-1-broker");
     assert_eq!(config.mqtt[0].version, MqttVersion::V5);
-    assert_eq!(config.mqtt[0].brokers[1], Broker { host: "::1".into(), port: 1883 });
+    assert_eq!(config.mqtt[0].brokers[1], Broker { host: "::1".into(), port: 1883, tls: false });
     assert_eq!(config.partitions("occupancy").get(), 4);
 }
 
@@ -155,7 +155,10 @@ fn every_place_that_is_not_toml_is_named() {
 #[test]
 fn a_fault_without_a_line_of_its_own_has_that_of_its_section() {
     let text = GOOD.replace("urls", "client_id = \"c\" #");
-    assert_eq!(said(&text), ["line 3: source.mqtt[0].urls = []: at least one broker, mqtt://host:port"]);
+    assert_eq!(
+        said(&text),
+        ["line 3: source.mqtt[0].urls = []: at least one broker, mqtt://host:port or mqtts://host:port"]
+    );
 }
 
 #[test]
@@ -171,4 +174,45 @@ fn the_configuration_that_is_shipped_is_good() {
     let shipped = include_str!("../../../../deploy/wayside.toml");
     let config = parse(shipped).expect("good");
     assert_eq!(config.mqtt[0].routes.len(), 2);
+}
+
+#[test]
+fn what_may_be_a_secret_is_not_repeated() {
+    let with = |lines: &str| said(&GOOD.replace("name = \"broker\"", &format!("name = \"broker\"\n{lines}")));
+    for lines in [
+        "user = \"u\"\npassword = \"hunter2\"",
+        "password = 0xbeef",
+        "pasword_file = \"hunter2\"",
+        "tls.key = \"hunter2\"",
+        "password = hunter2",
+        "password = \"hunter2",
+    ] {
+        let said = with(lines).join("\n");
+        assert!(!said.is_empty() && !said.contains("hunter2") && !said.contains("0xbeef"), "{said}");
+    }
+    assert_eq!(
+        with("user = \"u\"\npassword = \"hunter2\""),
+        [
+            "line 6: source.mqtt[0].password = (not shown): must be file:PATH, env:NAME or credential:NAME; the \
+          secret itself has no place here"
+        ]
+    );
+    let said = with("urls = [\"mqtt://agent:hunter2@broker\"]#").join("\n");
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn a_secure_broker_is_told_by_its_url() {
+    let url = |url: &str, lines: &str| {
+        let text = GOOD.replace("\"mqtt://127.0.0.1:1883\", \"mqtt://[::1]\"", &format!("\"{url}\""));
+        text.replace("[replicate]", &format!("[source.mqtt.tls]\n{lines}\n[replicate]"))
+    };
+    let config = parse(&url("mqtts://b", "cert_file = \"/c\"\nkey = \"credential:k\"")).expect("good");
+    assert_eq!(config.mqtt[0].brokers, [Broker { host: "b".into(), port: 8883, tls: true }]);
+    assert!(config.mqtt[0].tls.client.is_some());
+    check_faults(&url("mqtt://b", "ca_file = \"/c\""), &["source.mqtt[0].tls = {..}"]);
+    check_faults(&url("mqtts://b", "cert_file = \"/c\""), &["source.mqtt[0].tls.key = \"\""]);
+    check_faults(&url("mqtts://b", "key = \"file:/c\""), &["source.mqtt[0].tls.cert_file = \"\""]);
+    check_faults(&url("mqtts://b", "server_name = \"a b\""), &["source.mqtt[0].tls.server_name = \"a b\""]);
+    check_faults(&GOOD.replace("urls", "password = \"env:P\"\nurls"), &["source.mqtt[0].user = \"\""]);
 }
