@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use rustix::fs::Mode;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -105,6 +106,8 @@ fn load(path: &Path) -> Result<Config, ExitCode> {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
+    // What devices say about people is nobody's but the agent's: files 0600, directories 0700, whoever makes them.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     telemetry::init_logging(&config.telemetry);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
