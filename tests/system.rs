@@ -7,4 +7,5 @@ mod crash;
 mod delivery;
 mod journey;
 mod noise;
+mod secure;
 mod servers;

@@ -16,9 +16,10 @@ use crate::{PATIENCE, binary, ports, wait_until};
 /// One gateway: configuration, log and, while it runs, the process.
 pub struct Agent {
     name: String,
-    directory: TempDir,
     telemetry_port: u16,
+    /// Before the directory, in which its log is: the first is dropped first.
     process: Option<Process>,
+    directory: TempDir,
 }
 
 impl Agent {
@@ -29,9 +30,12 @@ impl Agent {
         let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
         let telemetry_port = ports::free();
         let mut servers = String::new();
+        let mut nodes = 0;
         for server in bootstrap_servers.split(',') {
             write!(servers, "\"{server}\", ").expect("a string takes all");
+            nodes += 1;
         }
+        let (replicas, in_sync) = if nodes < 3 { (1, 1) } else { (3, 2) };
         let configuration = format!(
             "\
 [gateway]
@@ -41,8 +45,8 @@ environment = \"{name}\"
 dir = \"{}\"
 [replicate]
 bootstrap_servers = [{servers}]
-replication_factor = 3
-min_insync_replicas = 2
+replication_factor = {replicas}
+min_insync_replicas = {in_sync}
 [telemetry]
 listen = \"127.0.0.1:{telemetry_port}\"
 {sections}",
@@ -116,6 +120,37 @@ listen = \"127.0.0.1:{telemetry_port}\"
             .filter_map(|rest| rest.rsplit(' ').next()?.parse().ok())
             .collect();
         (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    /// What it answers to `GET path`.
+    #[track_caller]
+    pub fn page(&self, path: &str) -> String {
+        get(self.telemetry_port, path).expect("it runs")
+    }
+
+    /// Waits until `/healthz` has `words`.
+    #[track_caller]
+    pub fn wait_health(&self, words: &str) {
+        wait_until(PATIENCE, &format!("`{words}` in /healthz"), || {
+            self.page("/healthz").contains(words).then_some(())
+        });
+    }
+
+    /// Everything that it has printed since it was first started.
+    pub fn output(&self) -> String {
+        self.process.as_ref().map_or_else(String::new, |process| process.stdout() + &process.log())
+    }
+
+    /// What `wayside` prints with `arguments`, on both outputs; `CONFIG` stands for the agent's configuration.
+    pub fn command_output(&self, arguments: &[&str]) -> String {
+        let config = self.directory.path().join("wayside.toml");
+        let arguments = arguments.iter().map(|argument| match *argument {
+            "CONFIG" => config.as_os_str(),
+            other => other.as_ref(),
+        });
+        let output = std::process::Command::new(binary("wayside")).args(arguments).output();
+        let output = output.expect("our own binary can be run");
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
     }
 
     #[track_caller]

@@ -339,8 +339,68 @@ pub struct Replicate {
     pub cursor_interval: Duration,
     /// How long a shutdown waits for Kafka.
     pub shutdown_flush: Duration,
+    /// TLS, if it is on.
+    pub tls: Option<KafkaTls>,
+    /// Who we are to the brokers.
+    pub sasl: Option<Sasl>,
     /// Further properties of librdkafka.
     pub properties: BTreeMap<String, String>,
+}
+
+/// How brokers are known, and how they know us.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KafkaTls {
+    /// PEM file of the CAs; `None` is the system's bundle.
+    pub ca_file: Option<FileRef>,
+    /// What we show to the brokers.
+    pub client: Option<ClientCertificate>,
+}
+
+/// Who we are to the brokers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sasl {
+    /// User and password.
+    Password {
+        /// How they are sent.
+        mechanism: SaslMechanism,
+        /// The user name.
+        user: String,
+        /// Where the password is.
+        password: SecretRef,
+    },
+    /// A token.
+    OauthBearer(TokenSource),
+}
+
+/// How user and password are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// As they are.
+    Plain,
+    /// RFC 7677
+    ScramSha256,
+    /// As RFC 7677, with SHA-512.
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    /// As it is registered.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// Where a token comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenSource {
+    /// Somebody else renews it.
+    Secret(SecretRef),
+    /// A program, at least, and its arguments.
+    Command(Vec<String>),
 }
 
 /// Logs, metrics, health.

@@ -302,6 +302,10 @@ pub struct RawReplicate {
     /// How long a shutdown waits for Kafka to acknowledge what is still in the log, in ms.
     #[schemars(range(min = 0, max = 600_000))]
     pub shutdown_flush_ms: u64,
+    /// TLS.
+    pub tls: RawKafkaTls,
+    /// Who we are to the brokers.
+    pub sasl: RawSasl,
     /// Further properties of librdkafka, for what has no key of its own.
     pub properties: std::collections::BTreeMap<String, String>,
 }
@@ -317,9 +321,41 @@ impl Default for RawReplicate {
             in_flight_bytes: 1024 * 1024,
             cursor_interval_ms: 5_000,
             shutdown_flush_ms: 10_000,
+            tls: RawKafkaTls::default(),
+            sasl: RawSasl::default(),
             properties: std::collections::BTreeMap::new(),
         }
     }
+}
+
+/// `[replicate.tls]`: TLS 1.2 or 1.3 to all brokers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawKafkaTls {
+    /// Whether connections are encrypted and the brokers' certificates checked.
+    pub enabled: bool,
+    /// PEM file of the CAs that may have signed the brokers' certificates; empty is the system's bundle.
+    pub ca_file: String,
+    /// PEM file of our certificate, with its chain; empty is none.
+    pub cert_file: String,
+    /// Where its private key is, PEM: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub key: String,
+}
+
+/// `[replicate.sasl]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSasl {
+    /// `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`; empty is no SASL.
+    pub mechanism: String,
+    /// User name, but for `OAUTHBEARER`.
+    pub user: String,
+    /// Where its password is: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub password: String,
+    /// Where the token is, for `OAUTHBEARER`: as `password`.
+    pub token: String,
+    /// Or the program that prints it, with its arguments; it is run without a shell and has 10 s.
+    pub token_command: Vec<String>,
 }
 
 /// `[telemetry]`

@@ -23,6 +23,8 @@ pub(crate) fn config() -> config::Replicate {
         in_flight_bytes: 1024 * 1024,
         cursor_interval: Duration::from_millis(20),
         shutdown_flush: Duration::from_secs(20),
+        tls: None,
+        sasl: None,
         properties: BTreeMap::new(),
     }
 }

@@ -1,8 +1,10 @@
 //! Looks for topics and creates the missing ones, on a short-lived thread, since every step may wait for the network.
 
 use std::{
+    ffi::CString,
     io,
     num::NonZeroU16,
+    ptr,
     sync::mpsc::{Receiver, Sender, channel},
     thread,
     time::Duration,
@@ -11,17 +13,27 @@ use std::{
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-    error::KafkaResult,
-    types::RDKafkaErrorCode,
+    bindings::rd_kafka_oauthbearer_set_token,
+    client::OAuthToken,
+    types::{RDKafkaErrorCode, RDKafkaRespErr},
 };
 
 use super::{
+    access::Access,
     cluster::{ClusterEvent, TopicOutcome},
-    kafka::LogContext,
+    kafka::{LogContext, NO_PERMISSION, client_error, token_source},
+    token,
+};
+use crate::{
+    config::Replicate,
+    env::{Clock as _, SystemClock},
 };
 
 /// Longest wait for each answer. While a worker waits, replication of the ready topics goes on.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an admin client knows of a cluster that does not answer; the producer knows more.
+pub(super) const UNREACHABLE: &str = "the cluster does not answer";
 
 /// The largest value of Kafka's type `long`: no limit.
 const NO_LIMIT: &str = "9223372036854775807";
@@ -35,22 +47,16 @@ struct Wanted {
 
 /// Ensures topics, one worker at a time.
 pub(super) struct Topics {
+    settings: Replicate,
     config: ClientConfig,
-    replication_factor: i32,
-    min_insync_replicas: String,
     wanted: Vec<Wanted>,
     worker: Option<Receiver<ClusterEvent>>,
 }
 
 impl Topics {
-    pub(super) fn new(config: ClientConfig, replication_factor: i32, min_insync_replicas: i32) -> Self {
-        Self {
-            config,
-            replication_factor,
-            min_insync_replicas: min_insync_replicas.to_string(),
-            wanted: Vec::new(),
-            worker: None,
-        }
+    /// `config` without what [`Access`] adds.
+    pub(super) fn new(settings: Replicate, config: ClientConfig) -> Self {
+        Self { settings, config, wanted: Vec::new(), worker: None }
     }
 
     pub(super) fn ensure(&mut self, topic: &str, partitions: NonZeroU16) {
@@ -84,26 +90,23 @@ impl Topics {
     }
 
     fn spawn(&self, wanted: Vec<Wanted>, answers: Sender<ClusterEvent>) -> io::Result<()> {
-        let worker = Worker {
-            config: self.config.clone(),
-            replication_factor: self.replication_factor,
-            min_insync_replicas: self.min_insync_replicas.clone(),
-        };
+        let worker = Worker { settings: self.settings.clone(), config: self.config.clone() };
         // Not joined: it ends by itself within some timeouts, and at a shutdown nobody waits for its answer.
         thread::Builder::new().name("topics".into()).spawn(move || worker.run(wanted, &answers)).map(drop)
     }
 }
 
+type Admin = AdminClient<LogContext>;
+
 struct Worker {
+    settings: Replicate,
     config: ClientConfig,
-    replication_factor: i32,
-    min_insync_replicas: String,
 }
 
 impl Worker {
     fn run(&self, wanted: Vec<Wanted>, answers: &Sender<ClusterEvent>) {
-        let admin: KafkaResult<AdminClient<LogContext>> = self.config.create_with_context(LogContext);
-        let mut unreachable = admin.as_ref().err().map(ToString::to_string);
+        let admin = self.client();
+        let mut unreachable = admin.as_ref().err().cloned();
         for Wanted { topic, partitions } in wanted {
             let outcome = match (&admin, &unreachable) {
                 (Ok(admin), None) => self.ensure(admin, &topic, partitions).unwrap_or_else(|reason| {
@@ -119,14 +122,22 @@ impl Worker {
         }
     }
 
+    fn client(&self) -> Result<Admin, String> {
+        let access = Access::read(&self.settings).map_err(|error| error.to_string())?;
+        let config = access.applied_to(&self.config);
+        let admin: Admin = config.create_with_context(LogContext).map_err(|error| client_error(&error))?;
+        if let Some(source) = token_source(&self.settings) {
+            let token =
+                token::get(source, SystemClock::new().wall().at).map_err(|error| error.to_string())?;
+            set_token(&admin, token)?;
+        }
+        Ok(admin)
+    }
+
     /// `Err` where the cluster does not answer.
-    fn ensure(
-        &self,
-        admin: &AdminClient<LogContext>,
-        topic: &str,
-        partitions: NonZeroU16,
-    ) -> Result<TopicOutcome, String> {
-        let metadata = admin.inner().fetch_metadata(Some(topic), TIMEOUT).map_err(|e| e.to_string())?;
+    fn ensure(&self, admin: &Admin, topic: &str, partitions: NonZeroU16) -> Result<TopicOutcome, String> {
+        let metadata =
+            admin.inner().fetch_metadata(Some(topic), TIMEOUT).map_err(|_| UNREACHABLE.to_owned())?;
         let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
             return Ok(TopicOutcome::Failed("no answer about the topic".into()));
         };
@@ -136,22 +147,21 @@ impl Worker {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                 self.create(admin, topic, partitions)
             }
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                Ok(TopicOutcome::Failed(NO_PERMISSION.to_owned()))
+            }
             Some(code) => Ok(TopicOutcome::Failed(code.to_string())),
         }
     }
 
-    fn create(
-        &self,
-        admin: &AdminClient<LogContext>,
-        topic: &str,
-        partitions: NonZeroU16,
-    ) -> Result<TopicOutcome, String> {
+    fn create(&self, admin: &Admin, topic: &str, partitions: NonZeroU16) -> Result<TopicOutcome, String> {
+        let min_insync_replicas = self.settings.min_insync_replicas.to_string();
         let new = NewTopic::new(
             topic,
             i32::from(partitions.get()),
-            TopicReplication::Fixed(self.replication_factor),
+            TopicReplication::Fixed(self.settings.replication_factor),
         )
-        .set("min.insync.replicas", &self.min_insync_replicas);
+        .set("min.insync.replicas", &min_insync_replicas);
         // Since 4.0 brokers refuse timestamps of more than an hour ahead, and with them the whole batch; a device whose
         // clock is wrong is the consumer's to judge. Brokers before 3.6 do not know the setting.
         let unlimited = new.set("message.timestamp.after.max.ms", NO_LIMIT);
@@ -166,8 +176,8 @@ impl Worker {
                 tracing::info!(
                     topic,
                     partitions = partitions.get(),
-                    replication_factor = self.replication_factor,
-                    min_insync_replicas = self.min_insync_replicas,
+                    replication_factor = self.settings.replication_factor,
+                    min_insync_replicas = self.settings.min_insync_replicas,
                     "topic created"
                 );
                 Ok(TopicOutcome::Ready)
@@ -176,16 +186,16 @@ impl Worker {
             Err(RDKafkaErrorCode::TopicAlreadyExists) => {
                 Ok(TopicOutcome::Failed("created by somebody else".into()))
             }
+            Err(
+                RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
+            ) => Ok(TopicOutcome::Failed(NO_PERMISSION.to_owned())),
             Err(code) => Ok(TopicOutcome::Failed(format!("not created: {code}"))),
         }
     }
 }
 
 /// Creates a topic; the outer error is that of the request, the inner one that of the topic.
-fn submit(
-    admin: &AdminClient<LogContext>,
-    topic: &NewTopic<'_>,
-) -> Result<Result<(), RDKafkaErrorCode>, String> {
+fn submit(admin: &Admin, topic: &NewTopic<'_>) -> Result<Result<(), RDKafkaErrorCode>, String> {
     let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let results = runtime.block_on(admin.create_topics([topic], &options)).map_err(|e| e.to_string())?;
@@ -193,5 +203,31 @@ fn submit(
         Some(Err((_, code))) => Ok(Err(code)),
         Some(Ok(_)) => Ok(Ok(())),
         None => Err("no answer about the new topic".into()),
+    }
+}
+
+/// Gives `admin` a token. The binding lets a client ask for one only through events that an admin client does not poll.
+#[allow(unsafe_code, reason = "rdkafka has no safe way to it")]
+fn set_token(admin: &Admin, token: OAuthToken) -> Result<(), String> {
+    let no_nul = |_| "the token contains a NUL byte".to_owned();
+    let value = CString::new(token.token).map_err(no_nul)?;
+    let principal = CString::new(token.principal_name).map_err(no_nul)?;
+    // SAFETY: the client lives for the whole call, the strings too, and they are copied; there are no extensions and no
+    // room for an error's text, whose sizes say so.
+    let code = unsafe {
+        rd_kafka_oauthbearer_set_token(
+            admin.inner().native_ptr(),
+            value.as_ptr(),
+            token.lifetime_ms,
+            principal.as_ptr(),
+            ptr::null_mut(),
+            0,
+            ptr::null_mut(),
+            0,
+        )
+    };
+    match code {
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        _ => Err("the token of replicate.sasl is no token, or has expired".to_owned()),
     }
 }

@@ -14,9 +14,9 @@ use std::{
 };
 
 use super::{
-    Backoff, ClientCertificate, Commit, Compression, Config, Gateway, Log, LogFormat, Replicate, Stream,
-    Telemetry, Value,
-    raw::{self, RawConfig, RawReplicate},
+    Backoff, ClientCertificate, Commit, Compression, Config, Gateway, KafkaTls, Log, LogFormat, Replicate,
+    Sasl, SaslMechanism, Stream, Telemetry, TokenSource, Value,
+    raw::{self, RawConfig, RawKafkaTls, RawReplicate, RawSasl},
 };
 use crate::{
     record::StreamName,
@@ -381,7 +381,73 @@ impl Checker {
             in_flight_bytes: size(raw.in_flight_bytes),
             cursor_interval: Duration::from_millis(raw.cursor_interval_ms),
             shutdown_flush: Duration::from_millis(raw.shutdown_flush_ms),
+            tls: self.kafka_tls(&raw.tls),
+            sasl: self.sasl(&raw.sasl),
             properties: raw.properties.clone(),
+        }
+    }
+
+    fn kafka_tls(&mut self, raw: &RawKafkaTls) -> Option<KafkaTls> {
+        let section = "replicate.tls";
+        if !raw.enabled && *raw != RawKafkaTls::default() {
+            self.fault(
+                "replicate.tls.enabled",
+                "false",
+                "must be true for the other keys of [replicate.tls]",
+            );
+        }
+        let ca_file = file(&format!("{section}.ca_file"), &raw.ca_file);
+        let client = self.client_certificate(section, &raw.cert_file, &raw.key);
+        raw.enabled.then_some(KafkaTls { ca_file, client })
+    }
+
+    fn sasl(&mut self, raw: &RawSasl) -> Option<Sasl> {
+        if *raw == RawSasl::default() {
+            return None;
+        }
+        let mechanisms = [
+            ("PLAIN", Some(SaslMechanism::Plain)),
+            ("SCRAM-SHA-256", Some(SaslMechanism::ScramSha256)),
+            ("SCRAM-SHA-512", Some(SaslMechanism::ScramSha512)),
+            ("OAUTHBEARER", None),
+        ];
+        match self.choice("replicate.sasl.mechanism", &raw.mechanism, &mechanisms)? {
+            Some(mechanism) => self.sasl_password(raw, mechanism),
+            None => self.sasl_token(raw).map(Sasl::OauthBearer),
+        }
+    }
+
+    fn sasl_password(&mut self, raw: &RawSasl, mechanism: SaslMechanism) -> Option<Sasl> {
+        if !raw.token.is_empty() || !raw.token_command.is_empty() {
+            self.fault("replicate.sasl.token", "\"\"", "token and token_command are for OAUTHBEARER");
+        }
+        let user = self.filled("replicate.sasl.user", &raw.user);
+        let key = "replicate.sasl.password";
+        if raw.password.is_empty() {
+            self.fault(key, "\"\"", secret::FORMS);
+        }
+        let password = self.secret(key, &raw.password)?;
+        Some(Sasl::Password { mechanism, user, password })
+    }
+
+    fn sasl_token(&mut self, raw: &RawSasl) -> Option<TokenSource> {
+        if !raw.user.is_empty() || !raw.password.is_empty() {
+            self.fault(
+                "replicate.sasl.user",
+                &quoted(&raw.user),
+                "user and password are not for OAUTHBEARER",
+            );
+        }
+        let token = self.secret("replicate.sasl.token", &raw.token);
+        let has_program = raw.token_command.first().is_some_and(|program| !program.is_empty());
+        match (raw.token.is_empty(), has_program) {
+            (false, false) => token.map(TokenSource::Secret),
+            (true, true) => Some(TokenSource::Command(raw.token_command.clone())),
+            _ => {
+                let limit = "either token or token_command must be set for OAUTHBEARER";
+                self.fault("replicate.sasl.token", "\"\"", limit);
+                None
+            }
         }
     }
 }

@@ -216,3 +216,28 @@ fn a_secure_broker_is_told_by_its_url() {
     check_faults(&url("mqtts://b", "server_name = \"a b\""), &["source.mqtt[0].tls.server_name = \"a b\""]);
     check_faults(&GOOD.replace("urls", "password = \"env:P\"\nurls"), &["source.mqtt[0].user = \"\""]);
 }
+
+#[test]
+fn kafka_knows_who_we_are_by_password_token_or_certificate() {
+    let good = |lines: &str| parse(&format!("{GOOD}{lines}")).expect("good").replicate;
+    let tls =
+        good("tls.enabled = true\ntls.cert_file = \"/c\"\ntls.key = \"file:/k\"").tls.expect("it is on");
+    assert!(tls.client.is_some() && tls.ca_file.is_none());
+    let sasl = "sasl.mechanism = \"SCRAM-SHA-512\"\nsasl.user = \"u\"\nsasl.password = \"env:P\"";
+    assert!(matches!(good(sasl).sasl, Some(Sasl::Password { mechanism: SaslMechanism::ScramSha512, .. })));
+    let command = "sasl.mechanism = \"OAUTHBEARER\"\nsasl.token_command = [\"/bin/token\"]";
+    assert!(matches!(good(command).sasl, Some(Sasl::OauthBearer(TokenSource::Command(_)))));
+
+    let faults = |lines: &str, expected: &[&str]| check_faults(&format!("{GOOD}{lines}"), expected);
+    faults("tls.ca_file = \"/c\"", &["replicate.tls.enabled = false"]);
+    faults("sasl.user = \"u\"", &["replicate.sasl.mechanism = \"\""]);
+    faults("sasl.mechanism = \"GSSAPI\"", &["replicate.sasl.mechanism = \"GSSAPI\""]);
+    faults("sasl.mechanism = \"PLAIN\"", &["replicate.sasl.user = \"\"", "replicate.sasl.password = \"\""]);
+    faults("sasl.mechanism = \"OAUTHBEARER\"", &["replicate.sasl.token = \"\""]);
+    faults(
+        "sasl.mechanism = \"PLAIN\"\nsasl.user = \"u\"\nsasl.password = \"hunter2\"",
+        &["replicate.sasl.password = (not shown)"],
+    );
+    faults("properties.\"sasl.password\" = \"hunter2\"", &["replicate.properties = {..}"]);
+    faults("properties.\"sasl.password\" = 12345", &["replicate.properties.sasl.password = (not shown)"]);
+}
