@@ -6,7 +6,7 @@ use wayside_tests::agent::{self, Agent};
 use wayside_tests::kafka;
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::sim::{self, Load};
-use wayside_tests::{PATIENCE, note};
+use wayside_tests::{PATIENCE, note, wait_until};
 
 /// 12 seconds of load, 6 000 readings.
 fn load(broker: &Mosquitto) -> Load {
@@ -50,6 +50,28 @@ fn an_outage_of_kafka_with_two_restarts_of_the_agent_loses_nothing() {
     load.finish(PATIENCE);
     cluster.heal();
     // Once is not promised yet: a cluster that has just come together may refuse a batch and take it again.
+    verify(&cluster, agent, &load);
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn a_log_at_its_limit_holds_back_what_comes_and_loses_nothing() {
+    let mut cluster = kafka::exclusive();
+    let broker = Mosquitto::start();
+    cluster.kill_all();
+    let sections = agent::mqtt_source(&broker.url(), 5) + "[commit]\ncompression = \"none\"\n";
+    let mut agent = Agent::new("delivery-limit", &cluster.bootstrap_servers(), &sections);
+    agent.configure("[log]\n", "[log]\nlimit_bytes = 1048576\nepoch_bytes = 262144\n");
+    agent.start();
+    broker.wait_subscribed("traffic/+/position");
+    let mut load = load(&broker);
+    load.finish(PATIENCE);
+    wait_until(PATIENCE, "the log is full", || {
+        (agent.metric("wayside_commit_failing") == Some(1.0)).then_some(())
+    });
+    let size_bytes = agent.metric("wayside_log_size_bytes").expect("a log has a size");
+    assert!(size_bytes < 1.5 * 1_048_576.0, "{size_bytes} bytes");
+    cluster.heal();
     verify(&cluster, agent, &load);
 }
 

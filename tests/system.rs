@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod ack_order;
+mod check;
 mod crash;
 mod delivery;
 mod journey;
 mod noise;
 mod secure;
 mod servers;
+mod service;

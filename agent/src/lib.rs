@@ -19,6 +19,7 @@ pub mod commit;
 pub mod config;
 pub mod decode;
 pub mod env;
+pub mod gap;
 pub mod intake;
 pub mod log;
 pub mod partition;

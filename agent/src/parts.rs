@@ -11,6 +11,7 @@ use crate::{
     },
     replicate::{Cluster, Cursor, CursorFile, KafkaCluster},
     source::{self, Source, SourceContext, SourceFuture},
+    telemetry::service::ServiceManager,
 };
 
 /// The parts behind the pipeline's traits.
@@ -27,6 +28,8 @@ pub struct Parts {
     pub cluster: Box<dyn Cluster>,
     /// Where frames come from.
     pub sources: Vec<Box<dyn Source>>,
+    /// Whoever restarts the agent when it hangs.
+    pub service_manager: ServiceManager,
 }
 
 /// Why a part cannot be had. The agent does not start.
@@ -76,6 +79,7 @@ impl Parts {
             cursor,
             cluster: Box::new(cluster),
             sources,
+            service_manager: ServiceManager::from_environment(),
         })
     }
 }

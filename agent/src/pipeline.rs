@@ -30,9 +30,9 @@ use crate::{
         metrics::{SourceHealth, SourceMetrics},
     },
     telemetry::{
-        health::{CommitReport, HealthReport, ReplicateReport, SourceReport},
+        health::{CommitReport, DropReport, HealthReport, LogReport, ReplicateReport, SourceReport},
         http,
-        process::ProcessCollector,
+        process::{ProcessCollector, capacity_bytes, free_bytes},
     },
 };
 
@@ -65,7 +65,7 @@ pub async fn run(
     mut asked_to_stop: watch::Receiver<bool>,
 ) -> Result<(), PipelineError> {
     let config = Arc::new(config);
-    let Parts { clock, entropy, store, cursor, cluster, sources } = parts;
+    let Parts { clock, entropy, store, cursor, cluster, sources, service_manager } = parts;
     let mut registry = Registry::with_prefix("wayside");
     registry.register_collector(Box::new(ProcessCollector));
     let source_metrics = SourceMetrics::register(&mut registry);
@@ -91,7 +91,9 @@ pub async fn run(
     // commit: the thread that owns the log. It goes on behind the cursor in any case.
     let (next_seq_min, offsets_min) =
         cursor.1.as_ref().map(|cursor| (cursor.next, cursor.acknowledged.clone())).unwrap_or_default();
+    let limit_bytes = config.log.limit_bytes.or_else(|| Some(capacity_bytes(&config.log.dir)? / 2));
     let options = LogOptions {
+        limit_bytes: limit_bytes.unwrap_or(u64::MAX),
         compression: config.log.compression,
         next_seq_min,
         offsets_min,
@@ -106,8 +108,9 @@ pub async fn run(
         boot = recovery.boot,
         "the log is open"
     );
+    let first = log.first();
     let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
-    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics);
+    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics.clone());
     let (log_client, log_thread) =
         commit::owner::spawn(owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
 
@@ -117,7 +120,7 @@ pub async fn run(
     let replicate = Replicate {
         live: fresh,
         reader: Box::new(log_client.clone()),
-        log_end: LogEnd { next: recovery.end, offsets: recovery.next_offsets },
+        log_end: LogEnd { first, next: recovery.end, offsets: recovery.next_offsets },
         cluster,
         config: config.replicate.clone(),
         environment: config.gateway.environment.clone(),
@@ -167,31 +170,52 @@ pub async fn run(
     }
 
     // telemetry
+    let health = {
+        let (config, clock) = (Arc::clone(&config), Arc::clone(&clock));
+        let started = clock.monotonic();
+        Arc::new(move || {
+            let sources = source_health.iter().map(|(name, health)| {
+                let state = health.state();
+                SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
+            });
+            let commit = CommitReport {
+                commits: commit_metrics.commits(),
+                failures: commit_metrics.failures(),
+                failing: commit_metrics.failing(),
+            };
+            let log = LogReport {
+                epochs: log_metrics.epochs(),
+                size_bytes: log_metrics.size_bytes(),
+                limit_bytes,
+                free_bytes: free_bytes(&config.log.dir),
+            };
+            let state = replicate_health.snapshot();
+            let replicate = ReplicateReport {
+                backlog_records: state.lag_records,
+                backlog_bytes: log_metrics.size_bytes_of(state.lag_entries),
+                backlog_age_seconds: state.oldest_age_seconds,
+                last_error: state.last_error,
+                waiting_topics: state.waiting_topics,
+            };
+            let dropped = DropReport::of_stage("source", source_metrics.drops())
+                .chain(DropReport::of_stage("replicate", state.dropped));
+            HealthReport::new(
+                clock.monotonic().since(started),
+                clock.wall().quality.into(),
+                sources.collect(),
+                commit,
+                log,
+                replicate,
+                dropped.collect(),
+            )
+        })
+    };
     if let Some(listen) = config.telemetry.listen {
-        let report = {
-            let commit_metrics = commit_metrics.clone();
-            move || {
-                let sources = source_health.iter().map(|(name, health)| {
-                    let state = health.state();
-                    SourceReport { name: name.clone(), connected: state.connected, last_error: state.error }
-                });
-                let commit = CommitReport {
-                    commits: commit_metrics.commits(),
-                    failures: commit_metrics.failures(),
-                    failing: commit_metrics.failing(),
-                };
-                let state = replicate_health.snapshot();
-                let replicate = ReplicateReport {
-                    backlog_records: state.lag_records,
-                    last_error: state.last_error,
-                    waiting_topics: state.waiting_topics,
-                };
-                HealthReport::new(sources.collect(), commit, replicate)
-            }
-        };
-        let router = http::router(Arc::new(registry), Arc::new(report));
+        let router = http::router(Arc::new(registry), health.clone());
         tokio::spawn(http::serve(listen, router, stopping.clone()));
     }
+    let log = log_client.clone();
+    tokio::spawn(service_manager.report(move || log.answer(), move || health(), stopping.clone()));
     info!(gateway = config.gateway.id, version = env!("CARGO_PKG_VERSION"), "running");
 
     // batch and commit: returns when the sources have ended and all that they submitted is durable.

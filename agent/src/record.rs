@@ -207,6 +207,8 @@ pub mod header {
     pub const SCHEMA: &str = "wayside.schema";
     /// Input of a native device that raw bytes came from, decimal.
     pub const PORT: &str = "wayside.port";
+    /// `true` where `wayside log replay` sent the record once more.
+    pub const REPLAYED: &str = "wayside.replayed";
     /// Restart epoch of a native device; with `wayside.seq` the identity of the frame.
     pub const BOOT: &str = "wayside.boot";
 }

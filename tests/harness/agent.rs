@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::process::{self, Process};
+use crate::process::{self, Process, Signal};
 use crate::strace;
 use crate::{PATIENCE, binary, ports, wait_until};
 
@@ -67,6 +67,11 @@ listen = \"127.0.0.1:{telemetry_port}\"
         &self.name
     }
 
+    /// The configuration file.
+    pub fn configuration(&self) -> PathBuf {
+        self.directory.path().join("wayside.toml")
+    }
+
     /// Where the log lies.
     pub fn log_directory(&self) -> PathBuf {
         self.directory.path().join("log")
@@ -75,8 +80,14 @@ listen = \"127.0.0.1:{telemetry_port}\"
     /// Starts the agent and waits until it serves its state.
     #[track_caller]
     pub fn start(&mut self) {
-        let mut command = process::command(binary("wayside"));
-        command.args(["run", "-c"]).arg(self.directory.path().join("wayside.toml"));
+        self.start_with([]);
+    }
+
+    /// As [`start`](Self::start), with variables of the environment.
+    #[track_caller]
+    pub fn start_with<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, String)>) {
+        let mut command = process::command(program());
+        command.args(["run", "-c"]).arg(self.configuration()).envs(variables);
         self.run(command);
     }
 
@@ -84,7 +95,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     #[track_caller]
     pub fn start_traced(&mut self, trace: &Path) {
         let mut command = strace::command(trace);
-        command.arg(binary("wayside")).args(["run", "-c"]).arg(self.directory.path().join("wayside.toml"));
+        command.arg(program()).args(["run", "-c"]).arg(self.configuration());
         self.run(command);
     }
 
@@ -94,6 +105,29 @@ listen = \"127.0.0.1:{telemetry_port}\"
         let mut process = self.process.take().expect("it was started");
         let status = process.terminate(PATIENCE);
         assert!(status.success(), "the agent ended with {status} after SIGTERM\n{}", process.log_tail());
+    }
+
+    /// Writes `new` for `old` in the configuration, which the agent does not see yet.
+    #[track_caller]
+    pub fn configure(&self, old: &str, new: &str) {
+        let path = self.configuration();
+        let text = std::fs::read_to_string(&path).expect("it was written");
+        assert!(text.contains(old), "no {old:?} in the configuration");
+        std::fs::write(&path, text.replacen(old, new, 1)).expect("our directory is writable");
+    }
+
+    /// Sends SIGHUP.
+    pub fn reload(&mut self) {
+        self.process.as_mut().expect("it was started").signal(Signal::HUP);
+    }
+
+    /// Waits until the agent's log has `text`.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        let process = self.process.as_ref().expect("it was started");
+        wait_until(PATIENCE, &format!("the log says {text:?}"), || {
+            process.log().contains(text).then_some(())
+        });
     }
 
     /// Kills the agent with SIGKILL.
@@ -215,6 +249,11 @@ baud = 115200
 ",
         path.display()
     )
+}
+
+/// The agent of this workspace, or another build of it that `WAYSIDE_TEST_AGENT` names.
+fn program() -> PathBuf {
+    std::env::var_os("WAYSIDE_TEST_AGENT").map_or_else(|| binary("wayside"), PathBuf::from)
 }
 
 /// The body of `http://127.0.0.1:port/path`, whatever the status; `None` when nobody answers.

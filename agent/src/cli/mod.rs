@@ -1,15 +1,21 @@
 //! The command line of `wayside`.
 
-mod inspect;
+mod connect;
+mod log;
+mod man;
+mod reread;
+mod status;
 
 use std::{
     ffi::OsString,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use rustix::fs::Mode;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -18,10 +24,14 @@ use tokio::{
 use tracing::{error, info};
 
 use crate::{
-    config::{Config, check},
+    config::{
+        check::{self, Checked},
+        raw,
+    },
     parts::Parts,
     pipeline, telemetry,
 };
+use reread::Running;
 
 /// Ingest agent for gateways: frames from serial lines and MQTT, durable before they are acknowledged, replicated to
 /// Apache Kafka whatever the uplink does.
@@ -35,7 +45,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the agent until SIGTERM or SIGINT, then commits, flushes to Kafka within replicate.shutdown_flush_ms, and
-    /// exits 0.
+    /// exits 0. SIGHUP rereads telemetry.log_level.
     Run {
         /// Configuration file.
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
@@ -46,24 +56,42 @@ enum Command {
         /// Configuration file.
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
         config: PathBuf,
+        /// Tries the brokers, ports, disk and topics too, and says what it found; a running agent is not disturbed. Best
+        /// as the agent's user. Exits 1 if something failed.
+        #[arg(long)]
+        connect: bool,
+        /// One JSON object instead of lines.
+        #[arg(long, requires = "connect")]
+        json: bool,
     },
-    /// Looks into the local log.
+    /// What a configuration can say.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Asks the running agent over its HTTP endpoint how it is. Exits as a Nagios plugin: 0 ok, 1 warning (a source is
+    /// down, a topic waits for an operator, more waits for Kafka than the limits say), 2 critical (commits fail, so
+    /// nothing is stored), 3 unknown (the agent does not answer).
+    Status(status::StatusArgs),
+    /// Looks into the local log: safe while the agent runs, and on a directory copied from another machine.
     Log {
         #[command(subcommand)]
-        command: LogCommand,
+        command: log::LogCommand,
     },
+    /// Prints what completes wayside's commands in a shell: `wayside completions bash
+    /// > /usr/share/bash-completion/completions/wayside`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Prints the man page, all commands in it: `wayside man | man -l -`.
+    Man,
 }
 
 #[derive(Debug, Subcommand)]
-enum LogCommand {
-    /// Shows epochs, batches, offsets and the cursor. Reads copies: safe while the agent runs.
-    Inspect {
-        /// Data directory (log.dir).
-        dir: PathBuf,
-        /// One JSON object instead of the table.
-        #[arg(long)]
-        json: bool,
-    },
+enum ConfigCommand {
+    /// Prints the JSON Schema of the configuration file: every key with its meaning, default, range and choices.
+    Schema,
 }
 
 /// Exit code of a configuration that cannot be.
@@ -80,13 +108,28 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(help.exit_code()).unwrap_or(EXIT_CONFIG));
         }
     };
+    // What devices say about people is nobody's but the agent's: files 0600, directories 0700, whichever command makes them.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let done = match cli.command {
-        Command::Run { config } => load(&config).map(run),
-        Command::Check { config } => load(&config).map(|_| {
-            println!("{}: good", config.display());
-            Ok(())
+        Command::Run { config } => load(&config).map(|checked| run(config, checked)),
+        Command::Check { config, connect, json } => load(&config).map(|checked| {
+            if connect {
+                connect::check(&checked.config, json)
+            } else {
+                print(format!("{}: good\n", config.display()).as_bytes())
+            }
         }),
-        Command::Log { command: LogCommand::Inspect { dir, json } } => Ok(inspect::print(&dir, json)),
+        Command::Config { command: ConfigCommand::Schema } => {
+            Ok(print(format!("{:#}\n", raw::schema().as_value()).as_bytes()))
+        }
+        Command::Status(args) => return status::print(&args),
+        Command::Log { command } => return log::run(command),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wayside", &mut script);
+            Ok(print(&script))
+        }
+        Command::Man => Ok(man::page().context("cannot make the page").and_then(|page| print(&page))),
     };
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -98,17 +141,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn load(path: &Path) -> Result<Config, ExitCode> {
+/// Standard output may be a pipe that nobody reads any more.
+fn print(text: &[u8]) -> anyhow::Result<()> {
+    io::stdout().write_all(text).context("cannot write to standard output")
+}
+
+fn load(path: &Path) -> Result<Checked, ExitCode> {
     check::load(path).map_err(|fault| {
         eprintln!("wayside: {}:\n{:#}", path.display(), anyhow::Error::new(fault));
         ExitCode::from(EXIT_CONFIG)
     })
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
-    // What devices say about people is nobody's but the agent's: files 0600, directories 0700, whoever makes them.
-    rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    telemetry::init_logging(&config.telemetry);
+fn run(path: PathBuf, Checked { raw, config }: Checked) -> anyhow::Result<()> {
+    let log_level = telemetry::init_logging(&config.telemetry);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -117,6 +163,13 @@ fn run(config: Config) -> anyhow::Result<()> {
         let (stop, stopping) = watch::channel(false);
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        tokio::spawn(async move {
+            let mut running = Running { path, raw, log_level };
+            while hangup.recv().await.is_some() {
+                running.reread();
+            }
+        });
         tokio::spawn(async move {
             let name = tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
             info!(signal = name, "stopping");

@@ -33,6 +33,7 @@ enum Request {
     Read(EntrySeq, usize, mpsc::SyncSender<Result<ReadOutcome, LogUnavailable>>),
     Trim(EntrySeq),
     CloseFeed,
+    Answer(oneshot::Sender<()>),
     Stop,
 }
 
@@ -49,6 +50,13 @@ impl LogClient {
         // An owner that has ended drops `done`, which the caller sees.
         let _ = self.requests.send(Request::Commit(pending, done));
         completed
+    }
+
+    /// The receiver resolves when the owner comes to it after what it was asked before, and fails if it has ended.
+    pub(crate) fn answer(&self) -> oneshot::Receiver<()> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Answer(answer));
+        answered
     }
 
     /// Ends the feed of fresh batches: the replicator then drains what the log has and returns.
@@ -131,11 +139,24 @@ impl Owner {
                 let _ = answer.send(outcome);
             }
             Request::Trim(acknowledged) => {
-                if let Err(cause) = self.log.trim(acknowledged) {
-                    error!(acknowledged = acknowledged.0, %cause, "cannot delete old epochs; trying again at the next trim");
+                match self.log.trim(acknowledged) {
+                    Ok(0) => {}
+                    // What waited for room may have it now.
+                    Ok(_) => {
+                        if let Some(unfinished) = &mut self.unfinished {
+                            unfinished.retry_at = now;
+                        }
+                    }
+                    Err(cause) => {
+                        error!(acknowledged = acknowledged.0, %cause, "cannot delete old epochs; trying again at the next trim");
+                    }
                 }
             }
             Request::CloseFeed => self.feed = None,
+            Request::Answer(answer) => {
+                // Who asked may have ended.
+                let _ = answer.send(());
+            }
             Request::Stop => return false,
         }
         true
@@ -221,4 +242,72 @@ pub(crate) fn spawn(owner: Owner, clock: Arc<dyn Clock>) -> io::Result<(LogClien
         owner.run(&received, clock.as_ref());
     })?;
     Ok((LogClient { requests }, thread))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::{
+        batch::Batch,
+        env::SystemClock,
+        log::{LogOptions, store::simulated::SimulatedDisk},
+        record::{ContentType, DeviceId, PartitionId, Received, Record, StreamName},
+    };
+
+    fn pending() -> PendingCommit {
+        let stream = StreamName::new("s").unwrap();
+        let record = Record {
+            stream: stream.clone(),
+            device: DeviceId::new("d").unwrap(),
+            value: "value".into(),
+            content_type: ContentType::OctetStream,
+            event_time: None,
+            received: Received::default(),
+            device_seq: None,
+            headers: Vec::new(),
+        };
+        let batch = Batch { stream, partition: PartitionId(0), records: vec![record] };
+        PendingCommit {
+            batches: vec![batch],
+            tickets: BTreeMap::new(),
+            oldest: Monotonic::default(),
+            _permit: None,
+        }
+    }
+
+    #[test]
+    fn the_owner_answers_while_the_disk_is_full_and_not_while_it_hangs() {
+        let disk = SimulatedDisk::new();
+        let mut registry = Registry::default();
+        let log_metrics = LogMetrics::register(&mut registry);
+        let metrics = CommitMetrics::register(&mut registry);
+        let (log, _) = Log::open(Box::new(disk.open()), LogOptions::default(), log_metrics.clone()).unwrap();
+        let (feed, _fresh) = mpsc::sync_channel(1);
+        let owner = Owner::new(log, BTreeMap::new(), feed, metrics.clone(), log_metrics);
+        let (client, thread) = spawn(owner, Arc::new(SystemClock::new())).unwrap();
+
+        disk.set_capacity_bytes(Some(0));
+        let done = client.commit(pending());
+        client.answer().blocking_recv().expect("a full disk is no hang");
+        assert!(metrics.failing());
+        disk.set_capacity_bytes(None);
+        done.blocking_recv().expect("the commit is tried again");
+
+        let hanging = disk.hang();
+        let done = client.commit(pending());
+        let mut answer = client.answer();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let answered =
+            runtime.block_on(async { tokio::time::timeout(Duration::from_millis(100), &mut answer).await });
+        assert!(answered.is_err(), "answered while the sync hung");
+        drop(hanging);
+        answer.blocking_recv().expect("answers again");
+        done.blocking_recv().expect("durable");
+        client.stop();
+        thread.join().unwrap();
+    }
 }

@@ -3,7 +3,16 @@
 pub mod check;
 pub mod raw;
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    num::NonZeroU16,
+    path::PathBuf,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     record::{DeviceId, StreamName},
@@ -12,6 +21,8 @@ use crate::{
 
 /// Stream of frames that did not decode.
 pub const DEAD_LETTER_STREAM: &str = "dead-letter";
+/// Stream of [gap records](crate::gap).
+pub const GAPS_STREAM: &str = "gaps";
 /// Stream of native frames with schema RoomOccupancy.
 pub const OCCUPANCY_STREAM: &str = "occupancy";
 /// Stream of native frames with schema VehiclePosition.
@@ -47,6 +58,32 @@ impl Config {
     /// Partitions of `stream`.
     pub fn partitions(&self, stream: &str) -> NonZeroU16 {
         self.streams.get(stream).map_or(PARTITIONS_DEFAULT, |s| s.partitions)
+    }
+
+    /// The streams that records of this configuration can be in.
+    pub fn stream_names(&self) -> BTreeSet<&str> {
+        let native = [OCCUPANCY_STREAM, VEHICLE_POSITIONS_STREAM, RAW_STREAM];
+        let mut names: BTreeSet<_> = self.streams.keys().map(StreamName::as_str).collect();
+        names.extend([DEAD_LETTER_STREAM, GAPS_STREAM]);
+        for route in self.mqtt.iter().flat_map(|source| &source.routes) {
+            match &route.decode {
+                RouteDecode::Json { stream, .. }
+                | RouteDecode::Hfp { stream }
+                | RouteDecode::Raw { stream, .. } => {
+                    names.insert(stream.as_str());
+                }
+                RouteDecode::Native => names.extend(native),
+            }
+        }
+        for source in &self.serial {
+            match &source.protocol {
+                SerialProtocol::Native => names.extend(native),
+                SerialProtocol::Nmea { stream, raw_stream, .. } => {
+                    names.extend([stream.as_str(), raw_stream.as_str()]);
+                }
+            }
+        }
+        names
     }
 }
 
@@ -210,9 +247,10 @@ pub enum DeviceFrom {
 }
 
 /// What becomes Kafka's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Value {
-    /// The frame's own bytes.
+    /// The bytes as they came: payload, sentence or frame.
     Raw,
     /// The normalised reading.
     Json,
@@ -256,7 +294,8 @@ pub enum SerialProtocol {
 }
 
 /// Parity bit of a serial port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Parity {
     /// No parity bit.
     None,
@@ -267,7 +306,8 @@ pub enum Parity {
 }
 
 /// Flow control of a serial port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum FlowControl {
     /// None.
     None,
@@ -296,7 +336,8 @@ pub struct Commit {
 }
 
 /// Compression of entries in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// As they are.
     None,
@@ -312,6 +353,8 @@ pub enum Compression {
 pub struct Log {
     /// Data directory.
     pub dir: PathBuf,
+    /// Most bytes on the disk; `None` is half of the file system.
+    pub limit_bytes: Option<u64>,
     /// Bytes of an epoch at which a new one is begun.
     pub epoch_bytes: u64,
     /// Largest record in bytes, as [`crate::record::Record::size_bytes`] counts.
@@ -415,7 +458,8 @@ pub struct Telemetry {
 }
 
 /// Format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// key=value.
     Logfmt,

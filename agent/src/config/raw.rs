@@ -6,7 +6,9 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-/// JSON Schema of the file, with every default, range and meaning.
+use super::{Compression, FlowControl, LogFormat, Parity, Value};
+
+/// JSON Schema of the file, with every default, range, choice and meaning.
 pub fn schema() -> schemars::Schema {
     let inline = |settings: &mut SchemaSettings| settings.inline_subschemas = true;
     SchemaSettings::draft2020_12().with(inline).into_generator().into_root_schema_for::<RawConfig>()
@@ -15,6 +17,7 @@ pub fn schema() -> schemars::Schema {
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["gateway", "replicate"]))]
 pub struct RawConfig {
     /// Who this gateway is.
     pub gateway: RawGateway,
@@ -35,8 +38,9 @@ pub struct RawConfig {
 /// `[gateway]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["id"]))]
 pub struct RawGateway {
-    /// Name of this gateway, unique in the fleet; in every record's headers. No default: must be set.
+    /// Name of this gateway, unique in the fleet; in every record's headers. Must be set.
     pub id: String,
     /// First part of every topic: `<environment>.<stream>`.
     pub environment: String,
@@ -61,6 +65,7 @@ pub struct RawSources {
 /// `[[source.mqtt]]`: a client of somebody's broker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name", "urls", "route"]))]
 pub struct RawMqttSource {
     /// Name of the source, in logs and metrics. Must be set, unique.
     pub name: String,
@@ -71,10 +76,12 @@ pub struct RawMqttSource {
     /// Where its password is: `file:PATH`, `env:NAME` or `credential:NAME` (systemd); empty is none.
     pub password: String,
     /// MQTT version: 5, or 3 for 3.1.1.
+    #[schemars(extend("enum" = [3, 5]))]
     pub version: u8,
     /// Client id of the persistent session; empty is `wayside-<gateway.id>-<name>`. Must stay the same over restarts.
     pub client_id: String,
     /// Quality of service of the subscriptions: 0, 1 or 2.
+    #[schemars(range(min = 0, max = 2))]
     pub qos: u8,
     /// Keep-alive in seconds.
     #[schemars(range(min = 5, max = 3600))]
@@ -139,15 +146,20 @@ pub struct RawMqttTls {
 /// `[[source.mqtt.route]]`: one subscription and how its payloads decode. A message takes the first route that matches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["topic_filter", "decode"]))]
 pub struct RawRoute {
     /// MQTT topic filter, with `+` and `#`. Must be set.
     pub topic_filter: String,
-    /// `json`, `hfp`, `raw` or `native`. Must be set.
-    pub decode: String,
+    /// What the payloads are. Must be set.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode: Option<Decode>,
     /// Stream of the records. Must be set, but for `native`, where each schema has its own.
     pub stream: String,
-    /// `raw`: the payload's own bytes; `json`: the normalised reading. Empty is `raw`.
-    pub value: String,
+    /// What becomes Kafka's value. Without it `raw`, but `json` for `native`.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
     /// Where a device id is in the topic: the filter with `{device}` for one level, other names for levels that do not
     /// matter: `building/{floor}/{device}/occupancy`. For `raw`, and for `json` without `device_pointer`.
     pub device_topic: String,
@@ -159,31 +171,48 @@ pub struct RawRoute {
     pub seq_pointer: String,
 }
 
+/// What the payloads of a route are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// JSON, with pointers to what matters.
+    Json,
+    /// HSL high-frequency positioning v2.
+    Hfp,
+    /// Bytes that nobody looks into.
+    Raw,
+    /// One native frame per message (protocol/SPEC.md).
+    Native,
+}
+
 /// `[[source.serial]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name", "path", "protocol"]))]
 pub struct RawSerialSource {
     /// Name of the source, in logs and metrics. Must be set, unique.
     pub name: String,
     /// Device file, best one under `/dev/serial/by-id`. Must be set.
     pub path: String,
-    /// `native` (protocol/SPEC.md) or `nmea` (NMEA 0183 and AIS). Must be set.
-    pub protocol: String,
+    /// What is spoken on it. Must be set.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// Bits per second.
     #[schemars(range(min = 300, max = 4_000_000))]
     pub baud: u32,
-    /// `none`, `even` or `odd`.
-    pub parity: String,
-    /// `none`, `hardware` (RTS/CTS) or `software` (XON/XOFF).
-    pub flow_control: String,
+    /// Parity bit.
+    pub parity: Parity,
+    /// Flow control.
+    pub flow_control: FlowControl,
     /// Stream of positions (`nmea`).
     pub stream: String,
     /// Stream of sentences that are no position: AIS and what the decoder does not know (`nmea`).
     pub raw_stream: String,
     /// Device id of what the port says (`nmea`); empty is the source's name.
     pub device: String,
-    /// `raw`: the sentences; `json`: the normalised reading (`nmea`), or the decoded payload (`native`).
-    pub value: String,
+    /// What becomes Kafka's value.
+    pub value: Value,
     /// Shortest and longest delay before a port that went away is opened again, in ms.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub reopen_min_ms: u64,
@@ -197,23 +226,34 @@ impl Default for RawSerialSource {
         Self {
             name: String::new(),
             path: String::new(),
-            protocol: String::new(),
+            protocol: None,
             baud: 115_200,
-            parity: "none".into(),
-            flow_control: "none".into(),
+            parity: Parity::None,
+            flow_control: FlowControl::None,
             stream: "vehicle-positions".into(),
             raw_stream: "nmea-raw".into(),
             device: String::new(),
-            value: "json".into(),
+            value: Value::Json,
             reopen_min_ms: 200,
             reopen_max_ms: 5_000,
         }
     }
 }
 
+/// What is spoken on a serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// The link protocol of protocol/SPEC.md.
+    Native,
+    /// NMEA 0183 and AIS.
+    Nmea,
+}
+
 /// `[[stream]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct RawStream {
     /// Name of the stream. Must be set, unique.
     pub name: String,
@@ -241,8 +281,8 @@ pub struct RawCommit {
     /// Bytes of records that may wait for a commit; beyond, sources wait.
     #[schemars(range(min = 65_536, max = 268_435_456))]
     pub intake_bytes: u64,
-    /// `zstd`, `lz4` or `none`.
-    pub compression: String,
+    /// Compression of what is written to the log.
+    pub compression: Compression,
 }
 
 impl Default for RawCommit {
@@ -251,7 +291,7 @@ impl Default for RawCommit {
             window_ms: 20,
             batch_bytes: 256 * 1024,
             intake_bytes: 2 * 1024 * 1024,
-            compression: "zstd".into(),
+            compression: Compression::Zstd,
         }
     }
 }
@@ -262,6 +302,9 @@ impl Default for RawCommit {
 pub struct RawLog {
     /// Data directory, of this agent alone.
     pub dir: String,
+    /// Most bytes that the log takes on the disk: at it sources wait until Kafka has acknowledged an epoch. At least four
+    /// times `epoch_bytes`; 0 is half of the file system.
+    pub limit_bytes: u64,
     /// Bytes of an epoch at which a new one is begun.
     #[schemars(range(min = 262_144, max = 67_108_864))]
     pub epoch_bytes: u64,
@@ -272,13 +315,19 @@ pub struct RawLog {
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { dir: "/var/lib/wayside".into(), epoch_bytes: 4 * 1024 * 1024, record_bytes_max: 64 * 1024 }
+        Self {
+            dir: "/var/lib/wayside".into(),
+            limit_bytes: 0,
+            epoch_bytes: 4 * 1024 * 1024,
+            record_bytes_max: 64 * 1024,
+        }
     }
 }
 
 /// `[replicate]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["bootstrap_servers"]))]
 pub struct RawReplicate {
     /// Kafka brokers, `host:port`. At least one.
     pub bootstrap_servers: Vec<String>,
@@ -288,8 +337,8 @@ pub struct RawReplicate {
     /// `min.insync.replicas` of topics that the agent creates.
     #[schemars(range(min = 1, max = 100))]
     pub min_insync_replicas: i32,
-    /// Kafka's `compression.type`: `zstd`, `lz4` or `none`.
-    pub compression: String,
+    /// Kafka's `compression.type`.
+    pub compression: Compression,
     /// Kafka's `linger.ms`.
     #[schemars(range(min = 0, max = 60_000))]
     pub linger_ms: u64,
@@ -316,7 +365,7 @@ impl Default for RawReplicate {
             bootstrap_servers: Vec::new(),
             replication_factor: 3,
             min_insync_replicas: 2,
-            compression: "zstd".into(),
+            compression: Compression::Zstd,
             linger_ms: 50,
             in_flight_bytes: 1024 * 1024,
             cursor_interval_ms: 5_000,
@@ -345,9 +394,12 @@ pub struct RawKafkaTls {
 /// `[replicate.sasl]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["mechanism"]))]
 pub struct RawSasl {
-    /// `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`; empty is no SASL.
-    pub mechanism: String,
+    /// How we prove who we are. Must be set; without the section there is no SASL.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<Mechanism>,
     /// User name, but for `OAUTHBEARER`.
     pub user: String,
     /// Where its password is: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
@@ -358,20 +410,37 @@ pub struct RawSasl {
     pub token_command: Vec<String>,
 }
 
+/// A mechanism of SASL, by its registered name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mechanism {
+    /// User and password as they are.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// User and a proof of the password (RFC 7677).
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// The same with SHA-512.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+    /// A token.
+    #[serde(rename = "OAUTHBEARER")]
+    OauthBearer,
+}
+
 /// `[telemetry]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTelemetry {
     /// Address of `/metrics` and `/healthz`; empty switches them off.
     pub listen: String,
-    /// `logfmt` or `json`.
-    pub log_format: String,
+    /// Format of the agent's own log.
+    pub log_format: LogFormat,
     /// Level, or a filter like `info,wayside::replicate=debug`.
     pub log_level: String,
 }
 
 impl Default for RawTelemetry {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into(), log_format: "logfmt".into(), log_level: "info".into() }
+        Self { listen: "127.0.0.1:9464".into(), log_format: LogFormat::Logfmt, log_level: "info".into() }
     }
 }

@@ -131,9 +131,13 @@ impl Log {
     /// epoch, once.
     ///
     /// # Errors
-    /// [`LogError`] when that failed too: nothing is lost, all of it stays in memory, and the caller tries again after a
+    /// [`LogError`] when that failed too, or the log is full: nothing is lost, all of it stays in memory, and the caller tries again after a
     /// delay. A later success hands out what became durable in between.
     pub fn sync(&mut self) -> Result<Committed, LogError> {
+        let (size_bytes, limit_bytes) = (self.store.size_bytes(), self.options.limit_bytes);
+        if size_bytes >= limit_bytes && !self.pending.is_empty() {
+            return Err(LogError::Full { size_bytes, limit_bytes });
+        }
         if let Err(error) = self.write_pending() {
             tracing::warn!(error = &error as &dyn std::error::Error, "commit goes on in a new epoch");
             self.metrics.sync_failures.inc();
@@ -205,7 +209,7 @@ impl Log {
     }
 
     /// The offsets as they were before the first pending group.
-    fn offsets_before_pending(&self) -> NextOffsets {
+    pub(super) fn offsets_before_pending(&self) -> NextOffsets {
         let mut offsets = self.offsets.clone();
         for batch in self.pending.iter().rev().flat_map(|p| &p.batches) {
             offsets.set((batch.stream.clone(), batch.partition), batch.base_offset);

@@ -61,6 +61,11 @@ impl NextOffsets {
         self.known.get(key).copied().unwrap_or(self.floor)
     }
 
+    /// Where partitions go on that are not known.
+    pub(super) fn floor(&self) -> Offset {
+        self.floor
+    }
+
     /// Sets the next offset of a partition.
     pub(super) fn set(&mut self, key: (StreamName, PartitionId), next: Offset) {
         self.known.insert(key, next);

@@ -20,6 +20,7 @@ pub struct LogMetrics {
     pub(super) payload_bytes: Counter,
     pub(super) epochs: Gauge,
     pub(super) size_bytes: Gauge,
+    pub(super) entries: Gauge,
     pub(super) quarantined: Counter,
     pub(super) lost_entries: Counter,
     pub(super) damaged_entries: Counter,
@@ -36,6 +37,7 @@ impl LogMetrics {
             payload_bytes: Counter::default(),
             epochs: Gauge::default(),
             size_bytes: Gauge::default(),
+            entries: Gauge::default(),
             quarantined: Counter::default(),
             lost_entries: Counter::default(),
             damaged_entries: Counter::default(),
@@ -64,6 +66,11 @@ impl LogMetrics {
         registry.register("log_epochs", "Epochs present", metrics.epochs.clone());
         registry.register("log_size_bytes", "Bytes of all epochs on the device", metrics.size_bytes.clone());
         registry.register(
+            "log_entries",
+            "Entries from the first one that is present on",
+            metrics.entries.clone(),
+        );
+        registry.register(
             "log_quarantined_epochs",
             "Epochs that could not be read and were put aside",
             metrics.quarantined.clone(),
@@ -81,8 +88,29 @@ impl LogMetrics {
         metrics
     }
 
+    /// Epochs present.
+    pub fn epochs(&self) -> u64 {
+        value(&self.epochs)
+    }
+
+    /// Bytes of all epochs on the device.
+    pub fn size_bytes(&self) -> u64 {
+        value(&self.size_bytes)
+    }
+
+    /// Bytes of the last `entries` entries on the device, if all were of one size.
+    pub fn size_bytes_of(&self, entries: u64) -> u64 {
+        let share =
+            u128::from(self.size_bytes()) * u128::from(entries) / u128::from(value(&self.entries).max(1));
+        u64::try_from(share).unwrap_or(u64::MAX).min(self.size_bytes())
+    }
+
     /// Notes how long a call of [`super::Log::sync`] took: the log knows no clock, its driver does.
     pub fn observe_sync(&self, took: Duration) {
         self.sync_seconds.observe(took.as_secs_f64());
     }
+}
+
+fn value(gauge: &Gauge) -> u64 {
+    u64::try_from(gauge.get()).unwrap_or(0)
 }

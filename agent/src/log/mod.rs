@@ -5,7 +5,7 @@
 //! * `entry`: an entry's bytes: header, checksum, compression
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`: what becomes of them
-//! * [`inspect`]: a look from outside
+//! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
 //! # Invariants
 //! * An epoch starts with a checkpoint, so that it needs no other epoch; the newest one is never deleted.
@@ -27,10 +27,12 @@ pub mod inspect;
 mod metrics;
 mod reader;
 mod recovery;
+pub mod repair;
 mod retention;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -66,6 +68,13 @@ pub struct LogBatch {
     pub base_offset: Offset,
     /// The records, never empty.
     pub records: Vec<Record>,
+}
+
+impl LogBatch {
+    /// Offset behind the last record.
+    pub fn end_offset(&self) -> Offset {
+        Offset(self.base_offset.0.saturating_add(i64::try_from(self.records.len()).unwrap_or(i64::MAX)))
+    }
 }
 
 /// What one entry of the log holds: batches that were committed together.
@@ -113,6 +122,17 @@ pub struct LostEntries {
     pub reason: String,
 }
 
+/// The offsets in use where an epoch begins, or at the end of the log. Held against what was read before, they tell how many records are missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownOffsets {
+    /// The position.
+    pub seq: EntrySeq,
+    /// By partition the offset behind its last record.
+    pub next: BTreeMap<(StreamName, PartitionId), Offset>,
+    /// Below it the log may have skipped offsets without knowing how many were used; 0 if it never did.
+    pub floor: Offset,
+}
+
 /// What [`Log::read`] found.
 #[derive(Debug, Default)]
 pub struct ReadOutcome {
@@ -122,6 +142,9 @@ pub struct ReadOutcome {
     pub next: EntrySeq,
     /// What is missing between `from` and `next`.
     pub lost: Vec<LostEntries>,
+    /// What the log knew at some positions passed, ascending: where an epoch begins, and at the end if something was
+    /// missing before.
+    pub checkpoints: Vec<KnownOffsets>,
 }
 
 /// How to write.
@@ -131,6 +154,8 @@ pub struct LogOptions {
     pub compression: Compression,
     /// Bytes of a group before compression at which the next one is begun. 64 KiB at most: it must fit an entry.
     pub group_bytes: usize,
+    /// Bytes on the device beyond which nothing is written. What is under way may go over it, by the entries of one sync.
+    pub limit_bytes: u64,
     /// A position that is known to be used: that of the replication cursor, 0 if none. A log that finds itself before
     /// it has lost its end unnoticed (a disk that lied about a sync) and goes on from here, so that the cursor does not
     /// take new entries for replicated ones.
@@ -146,23 +171,28 @@ impl Default for LogOptions {
         Self {
             compression: Compression::default(),
             group_bytes: 64 * 1024,
+            limit_bytes: u64::MAX,
             next_seq_min: EntrySeq(0),
             offsets_min: BTreeMap::new(),
         }
     }
 }
 
-/// The store could not do it. What was appended stays in memory and nothing durable is gone: the caller frees space if
-/// [`LogError::is_no_space`], waits, and calls again.
+/// What was asked is not done. What was appended stays in memory and nothing durable is gone: the caller waits, trims if
+/// it can, and calls again.
 #[derive(Debug, thiserror::Error)]
-#[error("the log's store failed")]
-pub struct LogError(#[from] StoreError);
-
-impl LogError {
-    /// Whether the disk is full: only [`Log::trim`] or the operator can help.
-    pub fn is_no_space(&self) -> bool {
-        matches!(self.0, StoreError::NoSpace { .. })
-    }
+pub enum LogError {
+    /// The store could not do it.
+    #[error("the log's store failed")]
+    Store(#[from] StoreError),
+    /// [`LogOptions::limit_bytes`] is reached: only [`Log::trim`] helps.
+    #[error("the log has {size_bytes} bytes of at most {limit_bytes} (log.limit_bytes) and waits for Kafka")]
+    Full {
+        /// Bytes of all epochs on the device.
+        size_bytes: u64,
+        /// The bound.
+        limit_bytes: u64,
+    },
 }
 
 /// What the log holds, for metrics and bounds.
@@ -286,5 +316,6 @@ impl Log {
     fn update_gauges(&self) {
         self.metrics.epochs.set(i64::try_from(self.epochs.len()).unwrap_or(i64::MAX));
         self.metrics.size_bytes.set(i64::try_from(self.store.size_bytes()).unwrap_or(i64::MAX));
+        self.metrics.entries.set(i64::try_from(self.end.0 - self.first().0).unwrap_or(i64::MAX));
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
+
 use super::{
-    BatchGroup, EPOCH_ENTRIES_MAX, EntrySeq, Log, LogError, LostEntries, ReadOutcome,
+    BatchGroup, EPOCH_ENTRIES_MAX, EntrySeq, KnownOffsets, Log, LogError, LostEntries, ReadOutcome,
+    checkpoint::{Assembly, Checkpoint, NextOffsets},
     entry::EntryKind,
     group,
     store::{StoreError, StoredEntry},
@@ -21,12 +24,16 @@ pub(super) struct Continuity {
     expected: BTreeMap<(StreamName, PartitionId), Offset>,
     /// Losses below were counted: a reader that goes back must not count them again.
     counted: EntrySeq,
+    checkpoint: Assembly,
+    /// Something was missing, and no checkpoint has told since what it was.
+    unsettled: bool,
 }
 
 impl Continuity {
     fn start(&mut self, from: EntrySeq) {
         if self.next != from {
             self.expected.clear();
+            self.checkpoint = Assembly::default();
         }
     }
 
@@ -34,7 +41,7 @@ impl Continuity {
     fn check(&mut self, group: &BatchGroup) -> Option<String> {
         let mut wrong = None;
         for batch in &group.batches {
-            let end = Offset(batch.base_offset.0 + i64::try_from(batch.records.len()).unwrap_or(i64::MAX));
+            let end = batch.end_offset();
             let key = (batch.stream.clone(), batch.partition);
             let expected = self.expected.insert(key, end);
             if let Some(expected) = expected.filter(|e| *e != batch.base_offset) {
@@ -48,11 +55,17 @@ impl Continuity {
     }
 }
 
+impl KnownOffsets {
+    fn new(seq: EntrySeq, offsets: &NextOffsets) -> Self {
+        Self { seq, next: offsets.known().clone(), floor: offsets.floor() }
+    }
+}
+
 impl Log {
     /// Durable groups from `from` on, at least one if there is one, until they have `limit_bytes` before compression;
     /// one group may go over. What is missing or damaged is in [`ReadOutcome::lost`], and `next` is behind it; an epoch
     /// that cannot be opened is put aside. What is below the first epoch was trimmed and is passed without a word,
-    /// unless an epoch that was put aside had it: that is told once. Makes progress unless `from` is the end.
+    /// unless an epoch that was put aside had it. Makes progress unless `from` is the end.
     ///
     /// Each record's value is a slice of its group's buffer, which lives as long as one of them.
     ///
@@ -101,6 +114,10 @@ impl Log {
                 Err(error) => return self.unless_empty(outcome, error),
             }
         }
+        if outcome.next == self.end && std::mem::take(&mut self.continuity.unsettled) {
+            let known = KnownOffsets::new(self.end, &self.offsets_before_pending());
+            outcome.checkpoints.push(known);
+        }
         self.continuity.next = outcome.next;
         Ok(outcome)
     }
@@ -112,7 +129,7 @@ impl Log {
         for (index, bad) in quarantined.iter().enumerate() {
             let following = quarantined.get(index + 1).map_or(end, |following| following.0.min(end));
             let bad_end = EntrySeq(bad.0.0.saturating_add(EPOCH_ENTRIES_MAX)).min(following);
-            let first = bad.0.max(outcome.next).max(self.continuity.counted);
+            let first = bad.0.max(outcome.next);
             if first < bad_end {
                 outcome.next = first;
                 self.lose(outcome, bad_end, format!("{bad} was put aside"));
@@ -131,7 +148,10 @@ impl Log {
         }
         let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| {
             let batches = match kind {
-                EntryKind::Checkpoint => None,
+                EntryKind::Checkpoint => {
+                    self.note_checkpoint(&mut outcome.checkpoints, seq, &raw);
+                    None
+                }
                 EntryKind::Group => Some(group::decode(&raw, &mut self.names)?),
             };
             Ok((raw.len(), batches))
@@ -144,6 +164,7 @@ impl Log {
                     if let Some(reason) = self.continuity.check(&group) {
                         tracing::error!(%seq, reason, "offsets do not go on where they stopped");
                         outcome.lost.push(LostEntries { first: seq, end: seq, reason });
+                        self.continuity.unsettled = true;
                     }
                     outcome.groups.push(Arc::new(group));
                 }
@@ -159,11 +180,24 @@ impl Log {
         }
     }
 
+    /// A part of a checkpoint. One whose first part was read before, or is damaged, says nothing.
+    fn note_checkpoint(&mut self, checkpoints: &mut Vec<KnownOffsets>, seq: EntrySeq, raw: &Bytes) {
+        match self.continuity.checkpoint.push(raw) {
+            Ok(Some(Checkpoint { offsets, .. })) => {
+                self.continuity.unsettled = false;
+                checkpoints.push(KnownOffsets::new(seq, &offsets));
+            }
+            Ok(None) => {}
+            Err(_) => self.continuity.checkpoint = Assembly::default(),
+        }
+    }
+
     /// Notes that everything from `outcome.next` to `end` is gone.
     fn lose(&mut self, outcome: &mut ReadOutcome, end: EntrySeq, reason: String) {
         let first = outcome.next;
         outcome.next = end;
         self.continuity.expected.clear();
+        self.continuity.unsettled = true;
         let uncounted = end.0.saturating_sub(first.0.max(self.continuity.counted.0));
         if uncounted > 0 {
             tracing::error!(%first, %end, reason, "entries lost");

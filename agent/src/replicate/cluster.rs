@@ -16,8 +16,8 @@ pub struct Outgoing<'a> {
     pub partition: PartitionId,
     /// What is sent: key, value, headers.
     pub record: &'a Record,
-    /// Its place in the local log; the header `wayside.offset`.
-    pub offset: crate::record::Offset,
+    /// Its place in the local log, if it has one; the header `wayside.offset`.
+    pub offset: Option<crate::record::Offset>,
     /// Kafka's timestamp, in ms since 1970.
     pub timestamp_ms: i64,
     /// The event time, where `timestamp_ms` is another because the topic did not take it; the header

@@ -104,7 +104,7 @@ fn send(cluster: &mut dyn Cluster, partition: i32, n: Token) {
         topic: TOPIC,
         partition: PartitionId(partition),
         record: &record,
-        offset: Offset(offset),
+        offset: Some(Offset(offset)),
         timestamp_ms: record.timestamp().as_millis(),
         refused_event_time: None,
         token: n,

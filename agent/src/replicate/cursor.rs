@@ -72,9 +72,17 @@ impl Cursor {
     /// # Errors
     /// The system's, other than that the file does not exist.
     pub fn load(path: &Path) -> io::Result<Option<Self>> {
+        Ok(Self::load_counting_damage(path)?.0)
+    }
+
+    /// As [`load`](Self::load), and how many of the two slots hold something that is no cursor.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_counting_damage(path: &Path) -> io::Result<(Option<Self>, usize)> {
         match File::open(path) {
-            Ok(file) => Ok(load_slots(&file)?.cursor),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(file) => load_slots(&file).map(|slots| (slots.cursor, slots.damaged)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok((None, 0)),
             Err(e) => Err(e),
         }
     }

@@ -43,7 +43,7 @@ impl LogReader for MemoryLog {
         state.reads += 1;
         let groups: Vec<_> = state.groups.range(from..).take(3).map(|(_, g)| Arc::clone(g)).collect();
         let next = groups.last().map_or(from, |g| g.seq.next());
-        Ok(ReadOutcome { groups, next, lost: Vec::new() })
+        Ok(ReadOutcome { groups, next, ..ReadOutcome::default() })
     }
 
     fn trim(&mut self, acknowledged: EntrySeq) {
@@ -74,7 +74,7 @@ fn start(
     let replicate = Replicate {
         live: receiver,
         reader: Box::new(log.clone()),
-        log_end: LogEnd { next, offsets: BTreeMap::new() },
+        log_end: LogEnd { next, ..LogEnd::default() },
         cluster,
         config,
         environment: "test".into(),

@@ -105,8 +105,11 @@ impl KafkaCluster {
         let record = out.record;
         let mut decimal = itoa::Buffer::new();
         let mut headers = OwnedHeaders::new_with_capacity(5 + record.headers.len())
-            .insert(header("wayside.gateway", self.gateway.as_bytes()))
-            .insert(header("wayside.offset", decimal.format(out.offset.0).as_bytes()))
+            .insert(header("wayside.gateway", self.gateway.as_bytes()));
+        if let Some(offset) = out.offset {
+            headers = headers.insert(header("wayside.offset", decimal.format(offset.0).as_bytes()));
+        }
+        headers = headers
             .insert(header("wayside.received", decimal.format(record.received.at.0).as_bytes()))
             .insert(header("content-type", record.content_type.as_str().as_bytes()));
         if let Some(seq) = record.device_seq {

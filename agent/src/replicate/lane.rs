@@ -1,11 +1,14 @@
 //! A lane: one (stream, partition) on its way to Kafka, strictly in order.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use super::{cluster::DropReason, stamp::Stamp};
 use crate::{
     log::{BatchGroup, EntrySeq, LogBatch},
-    record::{Offset, PartitionId, Record, StreamName},
+    record::{DeviceId, Offset, PartitionId, Record, StreamName},
 };
 
 /// What of a batch has not been handed to the client yet.
@@ -52,6 +55,8 @@ pub(super) struct Sent {
     pub(super) restamped: bool,
     /// `None` while it is under way.
     pub(super) settled: Option<Settled>,
+    /// The device, of a record that may still be dropped.
+    pub(super) device: Option<Box<DeviceId>>,
 }
 
 /// The record that comes next in a lane.
@@ -69,10 +74,18 @@ pub(super) struct Lane {
     pub(super) partition: PartitionId,
     /// Index of the stream's topic.
     pub(super) topic: usize,
-    /// Offset behind the last acknowledged record. Never goes back.
+    /// Offset behind the last record that is settled with all before it.
     pub(super) acknowledged: Offset,
     /// Offset behind the last record known to be in the log.
     pub(super) end: Offset,
+    /// Offset behind the last record that was taken from the log; `None` where it is not known.
+    pub(super) taken: Option<Offset>,
+    /// First offsets of what is missing here and not told to Kafka.
+    pub(super) untold: BTreeSet<Offset>,
+    /// False for a lane of gap records that the log does not hold: they tell of holes in it.
+    pub(super) in_log: bool,
+    /// Of such a lane: for each record not acknowledged the lane and offset that it tells of.
+    pub(super) tells_of: VecDeque<(usize, Offset)>,
     /// Below this offset records are sent one at a time: a batch with one of them was refused.
     pub(super) alone_until: Offset,
     /// The record with this offset gets this time or a later one: those before were refused.
@@ -84,13 +97,23 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(stream: StreamName, partition: PartitionId, topic: usize) -> Self {
+    /// A lane of the log, of which nothing was taken before `taken`.
+    pub(super) fn new(
+        stream: StreamName,
+        partition: PartitionId,
+        topic: usize,
+        taken: Option<Offset>,
+    ) -> Self {
         Self {
             stream,
             partition,
             topic,
             acknowledged: Offset(0),
             end: Offset(0),
+            taken,
+            untold: BTreeSet::new(),
+            in_log: true,
+            tells_of: VecDeque::new(),
             alone_until: Offset(0),
             restamp: None,
             pending: VecDeque::new(),
@@ -99,9 +122,17 @@ impl Lane {
         }
     }
 
+    /// A lane of gap records that the log does not hold.
+    pub(super) fn of_gaps(stream: StreamName, partition: PartitionId, topic: usize) -> Self {
+        Self { in_log: false, ..Self::new(stream, partition, topic, None) }
+    }
+
     /// Queues the records of a batch that are not acknowledged yet; returns how many.
     pub(super) fn push(&mut self, group: &Arc<BatchGroup>, batch: usize) -> usize {
         let LogBatch { base_offset, records, .. } = &group.batches[batch];
+        let end = Offset(base_offset.0 + i64::try_from(records.len()).expect("a batch fits the memory"));
+        // What is read again does not take it back.
+        self.taken = Some(self.taken.map_or(end, |taken| taken.max(end)));
         let acknowledged = usize::try_from(self.acknowledged.0.saturating_sub(base_offset.0)).unwrap_or(0);
         let record = acknowledged.min(records.len());
         if record < records.len() {
@@ -169,9 +200,27 @@ impl Lane {
 
     /// Forgets what is pending and under way; it will be pushed again.
     pub(super) fn rewind(&mut self) {
+        self.taken = self.taken.map(|_| self.acknowledged);
+        if !self.in_log {
+            self.end = self.acknowledged;
+            self.tells_of.clear();
+        }
         self.pending.clear();
         self.first_position += self.sent.len() as u64;
         self.sent.clear();
+    }
+
+    /// The log has no more: what is not here was trimmed, or its loss is being told.
+    pub(super) fn is_at_end(&mut self) {
+        if self.pending.is_empty() && self.sent.is_empty() {
+            self.acknowledged = self.acknowledged.max(self.end);
+            self.taken = Some(self.acknowledged);
+        }
+    }
+
+    /// Offset behind the last record that is acknowledged or whose loss is told, with all before it.
+    pub(super) fn cursor(&self) -> Offset {
+        self.untold.first().map_or(self.acknowledged, |first| self.acknowledged.min(*first))
     }
 
     /// Records in the log behind the last acknowledged one.

@@ -137,6 +137,7 @@ impl ReplicateMetrics {
     pub(super) fn dropped(&self, stream: &str, reason: DropReason) {
         let labels = DropLabels { stream: stream.to_owned(), reason: reason.label() };
         self.dropped_records.get_or_create(&labels).inc();
+        *self.health.lock().dropped.entry((labels.stream, labels.reason)).or_default() += 1;
     }
 }
 
@@ -154,10 +155,16 @@ pub struct HealthSnapshot {
     pub caught_up: bool,
     /// Records that it has not acknowledged.
     pub lag_records: u64,
+    /// Entries of the log that hold them.
+    pub lag_entries: u64,
+    /// Whole seconds since the gateway received the oldest of them that is on its way.
+    pub oldest_age_seconds: u64,
     /// What went wrong last, cleared by the next acknowledgement.
     pub last_error: Option<String>,
     /// Topics whose streams wait, with what the operator can do.
     pub waiting_topics: BTreeMap<String, String>,
+    /// Records dropped since the start, by stream and reason.
+    pub dropped: BTreeMap<(String, &'static str), u64>,
 }
 
 impl HealthSnapshot {
@@ -173,9 +180,11 @@ impl ReplicateHealth {
         self.lock().clone()
     }
 
-    pub(super) fn lag(&self, records: u64, caught_up: bool) {
+    pub(super) fn lag(&self, records: u64, entries: u64, oldest_age_seconds: u64, caught_up: bool) {
         let mut state = self.lock();
         state.lag_records = records;
+        state.lag_entries = entries;
+        state.oldest_age_seconds = oldest_age_seconds;
         state.caught_up = caught_up;
     }
 

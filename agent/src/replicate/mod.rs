@@ -16,7 +16,8 @@
 //!
 //! # What is dropped
 //! Only a record that Kafka can never take: sent alone it was refused for its size or its contents. It would hold up all
-//! others for ever. It is counted by reason and logged.
+//! others for ever. It is counted by reason, logged, and told by a [gap record](crate::gap), as are the holes that the
+//! reader finds in the log.
 //!
 //! None is dropped for its timestamp. Where the topic refuses the event time (Kafka 4 takes an hour ahead of the brokers'
 //! clock unless the topic says otherwise), the record is sent with its receive time; where that is refused too, with the
@@ -41,6 +42,7 @@ mod kafka;
 mod lane;
 mod metrics;
 mod properties;
+mod reach;
 mod replicator;
 pub mod simulated;
 mod stamp;
@@ -56,6 +58,7 @@ pub use driver::{Replicate, Summary, run};
 pub use kafka::KafkaCluster;
 pub use metrics::{HealthSnapshot, ReplicateHealth, ReplicateMetrics};
 pub use properties::{PROTECTED_PROPERTIES, check_properties};
+pub use reach::{Finding, reach};
 pub use replicator::Replicator;
 
 use crate::{
@@ -80,9 +83,11 @@ pub struct Settings {
 /// What the log holds when replication starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogEnd {
+    /// Sequence number of the first entry; 0 if nothing was ever deleted.
+    pub first: EntrySeq,
     /// Sequence number of the next entry that the log will append.
     pub next: EntrySeq,
-    /// Per (stream, partition) the offset of the next record that the log will append. May be empty, for metrics only.
+    /// Per (stream, partition) the offset of the next record that the log will append, as far as known.
     pub offsets: BTreeMap<(StreamName, PartitionId), Offset>,
 }
 

@@ -96,7 +96,7 @@ fn drain(
     let replicate = Replicate {
         live: receiver,
         reader: Box::new(Backlog(log)),
-        log_end: LogEnd { next, offsets: BTreeMap::new() },
+        log_end: LogEnd { next, ..LogEnd::default() },
         cluster,
         config,
         environment: environment.to_owned(),

@@ -1,6 +1,7 @@
 //! What is sent when: the part of replication that decides. It knows no thread, no socket and no file.
 
 mod failures;
+mod holes;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,6 +10,8 @@ use std::{
 };
 
 use slab::Slab;
+
+use holes::Holes;
 
 use super::{
     LogEnd, ReadRequest, Settings,
@@ -32,14 +35,16 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 /// Most that is read from the log at once, in bytes: the log's thread commits between reads.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
-/// An entry that was taken and is not fully acknowledged.
-#[derive(Debug)]
+/// An entry that was taken and is not fully acknowledged, or that is missing and not told.
+#[derive(Debug, Default)]
 struct Entry {
+    /// Records that Kafka has not acknowledged, and other reasons for the cursor to stay.
     unacknowledged: usize,
     /// Records not handed to the client: while there are any, the whole group stays in memory.
     unsent: usize,
-    size_bytes: usize,
-    received: UnixMicros,
+    /// Bytes that are counted for that.
+    pinned_bytes: usize,
+    received: Option<UnixMicros>,
 }
 
 /// Decides what is sent to Kafka and keeps account of what was acknowledged.
@@ -78,6 +83,11 @@ pub struct Replicator {
     offered: bool,
     /// The log is to be asked for more than is known.
     probes: bool,
+    holes: Holes,
+    /// Offsets below may have been skipped by the log without knowing how many were used.
+    floor: Offset,
+    /// Where a lane begins that nobody has heard of; `None` if what it had may be acknowledged and gone.
+    new_lane_begins: Option<Offset>,
 }
 
 impl Replicator {
@@ -114,14 +124,19 @@ impl Replicator {
             read_retry_at: None,
             offered: false,
             probes: false,
+            holes: Holes::default(),
+            floor: Offset(0),
+            new_lane_begins: (log_end.first == EntrySeq(0)).then_some(Offset(0)),
         };
         match cursor {
             Some(cursor) if cursor.next <= log_end.next => {
                 replicator.next = cursor.next;
+                replicator.new_lane_begins = Some(Offset(0));
                 for ((stream, partition), offset) in &cursor.acknowledged {
                     let lane = replicator.lane(stream, *partition);
                     lane.acknowledged = *offset;
                     lane.end = *offset;
+                    lane.taken = Some(*offset);
                 }
             }
             Some(cursor) => tracing::error!(
@@ -175,12 +190,17 @@ impl Replicator {
                         self.take(&group, size_bytes);
                     }
                 }
-                _ if (self.next < self.end || self.probes) && self.read_retry_at.is_none() => {
+                _ if (self.next < self.end || self.probes || self.has_open_hole())
+                    && self.read_retry_at.is_none() =>
+                {
                     let room = self.settings.in_flight_bytes - self.in_flight_bytes();
                     return Some(ReadRequest { from: self.next, limit_bytes: room.min(READ_BYTES_MAX) });
                 }
-                _ => return None,
+                _ => break,
             }
+        }
+        if self.next == self.end && !self.has_open_hole() {
+            self.lanes.iter_mut().for_each(Lane::is_at_end);
         }
         None
     }
@@ -190,30 +210,38 @@ impl Replicator {
         let before = self.next;
         let answered = outcome.is_some();
         if let Some(outcome) = outcome {
-            for lost in &outcome.lost {
-                tracing::error!(
-                    first = lost.first.0,
-                    end = lost.end.0,
-                    reason = lost.reason,
-                    "entries of the log are lost"
-                );
-                self.metrics.lost_entries.inc_by(lost.end.0.saturating_sub(lost.first.0));
-            }
-            for group in &outcome.groups {
-                if group.seq >= self.next {
-                    self.note(group);
-                    self.metrics.groups_from_log.inc();
-                    self.take(group, size_bytes(group));
-                }
-            }
+            self.take_read(&outcome);
             self.next = self.next.max(outcome.next);
             self.end = self.end.max(self.next);
         }
         // Where more is known to be, no progress is a failure; an answer to a probe may be that there is none.
-        let failed = self.next == before && (before < self.end || !answered);
+        let failed = self.next == before && (before < self.end || !answered || self.has_open_hole());
         self.read_retry_at = failed.then_some(now + READ_RETRY);
         if self.next == before && answered {
             self.probes = false;
+        }
+    }
+
+    /// Takes what was read, and what is missing in it, in the order of the log.
+    fn take_read(&mut self, outcome: &ReadOutcome) {
+        let mut lost = outcome.lost.iter().peekable();
+        let mut checkpoints = outcome.checkpoints.iter().peekable();
+        for group in outcome.groups.iter().map(Some).chain([None]) {
+            let until = group.map_or(outcome.next, |group| group.seq);
+            while let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.seq <= until) {
+                while let Some(lost) = lost.next_if(|lost| lost.first < checkpoint.seq) {
+                    self.on_lost(lost);
+                }
+                self.on_checkpoint(checkpoint);
+            }
+            while let Some(lost) = lost.next_if(|lost| lost.first <= until) {
+                self.on_lost(lost);
+            }
+            if let Some(group) = group.filter(|group| group.seq >= self.next) {
+                self.note(group);
+                self.metrics.groups_from_log.inc();
+                self.take(group, size_bytes(group));
+            }
         }
     }
 
@@ -229,7 +257,9 @@ impl Replicator {
     fn take(&mut self, group: &Arc<BatchGroup>, size_bytes: usize) {
         let mut records = 0;
         for (index, batch) in group.batches.iter().enumerate() {
-            let lane = self.lane(&batch.stream, batch.partition);
+            let lane_index = self.lane_index(&batch.stream, batch.partition);
+            self.goes_on_at(lane_index, batch.base_offset, self.floor);
+            let lane = &mut self.lanes[lane_index];
             let pushed = lane.push(group, index);
             let topic = lane.topic;
             if pushed > 0 && self.topics[topic].state == TopicState::Unused {
@@ -241,8 +271,11 @@ impl Replicator {
             let first = group.batches.iter().flat_map(|b| b.records.first()).map(|r| r.received.at).min();
             let received = first.unwrap_or_default();
             self.pinned_bytes += size_bytes;
-            self.entries
-                .insert(group.seq, Entry { unacknowledged: records, unsent: records, size_bytes, received });
+            let entry = self.entries.entry(group.seq).or_default();
+            entry.unacknowledged += records;
+            entry.unsent += records;
+            entry.pinned_bytes += size_bytes;
+            entry.received = Some(received);
         }
         self.next = group.seq.next();
     }
@@ -251,6 +284,7 @@ impl Replicator {
     ///
     /// `wall` is the present time, for records whose own times their topic refuses.
     pub fn pump(&mut self, now: Monotonic, wall: UnixMicros, cluster: &mut dyn Cluster) -> bool {
+        self.tell(wall);
         self.ask_for_topics(now, cluster);
         let mut progress = false;
         for index in 0..self.lanes.len() {
@@ -308,7 +342,7 @@ impl Replicator {
             topic: &topic.name,
             partition,
             record,
-            offset,
+            offset: lane.in_log.then_some(offset),
             timestamp_ms: timestamp.as_millis(),
             refused_event_time: record.event_time.filter(|_| stamp != Stamp::Event),
             token: slot.key(),
@@ -321,16 +355,19 @@ impl Replicator {
             Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
             Err(error) => return Err(error),
         };
+        let alone = offset < lane.alone_until;
+        let device = (alone || settled.is_some()).then(|| Box::new(record.device.clone()));
         let sent = Sent {
             offset,
             entry,
             size_bytes: record.size_bytes(),
             payload_bytes: record.device.as_bytes().len() + record.value.len(),
-            alone: offset < lane.alone_until,
+            alone,
             stamp,
             skew_us: skew_us(timestamp, wall),
             restamped: timestamp != record.timestamp(),
             settled,
+            device,
         };
         self.sent_bytes += sent.size_bytes;
         let lane = &mut self.lanes[index];
@@ -339,7 +376,7 @@ impl Replicator {
             self.entries.get_mut(&entry).expect("a record's entry stays until the record is acknowledged");
         state.unsent -= 1;
         if state.unsent == 0 {
-            self.pinned_bytes -= state.size_bytes;
+            self.pinned_bytes -= std::mem::take(&mut state.pinned_bytes);
         }
         if settled.is_some() {
             self.advance(index);
@@ -394,10 +431,9 @@ impl Replicator {
 
     /// Advances a lane over what is settled.
     fn advance(&mut self, index: usize) {
-        let lane = &mut self.lanes[index];
-        let topic = &self.topics[lane.topic];
         let (mut records, mut restamped, mut payload_bytes) = (0, 0, 0);
-        while let Some((sent, settled)) = lane.pop_settled() {
+        while let Some((sent, settled)) = self.lanes[index].pop_settled() {
+            let entry = sent.entry;
             self.sent_bytes -= sent.size_bytes;
             match settled {
                 Settled::Delivered => {
@@ -405,42 +441,45 @@ impl Replicator {
                     restamped += u64::from(sent.restamped);
                     payload_bytes += sent.payload_bytes as u64;
                 }
-                Settled::Dropped(reason) => {
-                    self.metrics.dropped(lane.stream.as_str(), reason);
-                    tracing::error!(
-                        stream = %lane.stream, partition = lane.partition.0, offset = sent.offset.0,
-                        size_bytes = sent.size_bytes, %reason, "record dropped: Kafka never takes it"
-                    );
-                }
+                Settled::Dropped(reason) => self.on_dropped(index, sent, reason),
             }
-            let entry = self.entries.get_mut(&sent.entry).expect("as many records as were counted");
-            entry.unacknowledged -= 1;
-            if entry.unacknowledged == 0 {
-                self.entries.remove(&sent.entry);
-            }
+            self.on_told(index);
+            self.release(entry);
         }
         if records > 0 && std::mem::take(&mut self.shows_error) {
             self.metrics.health().acknowledged();
         }
+        let topic = &self.topics[self.lanes[index].topic];
         self.metrics.restamped_records.inc_by(restamped);
         topic.acknowledged_records.inc_by(records);
         topic.acknowledged_bytes.inc_by(payload_bytes);
     }
 
+    /// One reason less for the cursor to stay at `entry`.
+    fn release(&mut self, entry: EntrySeq) {
+        let state = self.entries.get_mut(&entry).expect("as many as were counted");
+        state.unacknowledged -= 1;
+        if state.unacknowledged == 0 {
+            self.entries.remove(&entry);
+        }
+    }
+
     fn lane(&mut self, stream: &StreamName, partition: PartitionId) -> &mut Lane {
-        let key = (stream.clone(), partition);
-        let index = match self.lane_of.get(&key) {
-            Some(index) => *index,
-            None => {
-                let topic = self.topic(stream);
-                let is_beyond = is_beyond(partition, &self.topics[topic]);
-                self.topics[topic].lanes_share_partitions |= is_beyond;
-                self.lanes.push(Lane::new(stream.clone(), partition, topic));
-                self.lane_of.insert(key, self.lanes.len() - 1);
-                self.lanes.len() - 1
-            }
-        };
+        let index = self.lane_index(stream, partition);
         &mut self.lanes[index]
+    }
+
+    fn lane_index(&mut self, stream: &StreamName, partition: PartitionId) -> usize {
+        let key = (stream.clone(), partition);
+        if let Some(index) = self.lane_of.get(&key) {
+            return *index;
+        }
+        let topic = self.topic(stream);
+        let is_beyond = is_beyond(partition, &self.topics[topic]);
+        self.topics[topic].lanes_share_partitions |= is_beyond;
+        self.lanes.push(Lane::new(stream.clone(), partition, topic, self.new_lane_begins));
+        self.lane_of.insert(key, self.lanes.len() - 1);
+        self.lanes.len() - 1
     }
 
     fn topic(&mut self, stream: &StreamName) -> usize {
@@ -461,7 +500,7 @@ impl Replicator {
     /// The cursor as of now.
     pub fn cursor(&self) -> Cursor {
         let acknowledged = self.lane_of.iter().filter_map(|(key, index)| {
-            let offset = self.lanes[*index].acknowledged;
+            let offset = self.lanes[*index].cursor();
             (offset > Offset(0)).then(|| (key.clone(), offset))
         });
         Cursor { generation: 0, next: self.acknowledged(), acknowledged: acknowledged.collect() }
@@ -504,10 +543,12 @@ impl Replicator {
         m.in_flight_records.set(gauge(self.tokens.len() as u64));
         m.in_flight_bytes.set(gauge(self.in_flight_bytes() as u64));
         m.lag_records.set(gauge(lag_records));
-        m.lag_entries.set(gauge(self.end.0.saturating_sub(self.acknowledged().0)));
-        let oldest = self.entries.first_key_value().map(|(_, entry)| entry.received);
-        m.oldest_age_seconds.set(oldest.map_or(0, |at| (wall.0.saturating_sub(at.0) / 1_000_000).max(0)));
-        m.health().lag(lag_records, self.is_caught_up());
+        let lag_entries = self.end.0.saturating_sub(self.acknowledged().0);
+        m.lag_entries.set(gauge(lag_entries));
+        let oldest = self.entries.values().find_map(|entry| entry.received).unwrap_or(wall);
+        let age_seconds = u64::try_from(wall.0.saturating_sub(oldest.0) / 1_000_000).unwrap_or(0);
+        m.oldest_age_seconds.set(gauge(age_seconds));
+        m.health().lag(lag_records, lag_entries, age_seconds, self.is_caught_up());
     }
 }
 

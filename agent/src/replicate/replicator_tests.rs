@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    log::{LogBatch, LostEntries},
+    log::{KnownOffsets, LogBatch, LostEntries},
     replicate::{
         cluster::{DeliveryError, DropReason, Refusal},
         simulated::{self, SimulatedBrokers, SimulatedCluster},
@@ -29,6 +29,10 @@ impl Entropy for Counting {
 /// A log, a replicator and a cluster; the driver's loop is in `step`.
 struct World {
     log: BTreeMap<EntrySeq, Arc<BatchGroup>>,
+    /// Entries that the disk has lost.
+    missing: BTreeSet<EntrySeq>,
+    /// The log has nothing below.
+    first: EntrySeq,
     log_end: EntrySeq,
     offsets: BTreeMap<(&'static str, i32), i64>,
     replicator: Replicator,
@@ -48,9 +52,11 @@ impl World {
         let metrics = ReplicateMetrics::default();
         Self {
             log: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            first: EntrySeq(0),
             log_end: EntrySeq(0),
             offsets: BTreeMap::new(),
-            replicator: replicator(in_flight_bytes, None, EntrySeq(0), metrics.clone()),
+            replicator: replicator(in_flight_bytes, None, &LogEnd::default(), metrics.clone()),
             metrics,
             cluster,
             brokers,
@@ -102,29 +108,80 @@ impl World {
     }
 
     fn read(&self, from: EntrySeq, limit_bytes: usize) -> ReadOutcome {
-        let mut outcome = ReadOutcome { next: from, ..ReadOutcome::default() };
+        let mut outcome = ReadOutcome { next: from.max(self.first), ..ReadOutcome::default() };
         let mut bytes = 0;
         for (seq, group) in self.log.range(from..) {
             if bytes >= limit_bytes {
-                break;
+                return outcome;
             }
+            self.lost_before(*seq, &mut outcome);
             bytes += size_bytes(group);
             outcome.groups.push(Arc::clone(group));
             outcome.next = seq.next();
         }
+        self.lost_before(self.log_end, &mut outcome);
+        let next = self.offsets();
+        outcome.checkpoints.push(KnownOffsets { seq: self.log_end, next, floor: Offset(0) });
         outcome
+    }
+
+    fn offsets(&self) -> BTreeMap<(StreamName, PartitionId), Offset> {
+        let offsets = self.offsets.iter();
+        offsets.map(|((name, p), next)| ((stream(name), PartitionId(*p)), Offset(*next))).collect()
+    }
+
+    fn lost_before(&self, end: EntrySeq, outcome: &mut ReadOutcome) {
+        for &first in self.missing.range(outcome.next..end) {
+            outcome.lost.push(LostEntries { first, end: first.next(), reason: "missing".into() });
+            outcome.next = first.next();
+        }
+    }
+
+    /// The disk loses an entry.
+    fn lose(&mut self, seq: u64) {
+        let group = self.log.remove(&EntrySeq(seq)).expect("the entry is there");
+        self.missing.insert(EntrySeq(seq));
+        for batch in &group.batches {
+            for offset in (batch.base_offset.0..).take(batch.records.len()) {
+                self.dropped.insert((format!("test.{}", batch.stream), batch.partition, Offset(offset)));
+            }
+        }
+    }
+
+    /// Offsets of a partition that Kafka was told are missing.
+    fn told(&self, name: &str, partition: i32) -> BTreeSet<i64> {
+        let gaps =
+            self.gaps().into_iter().map(|gap| serde_json::from_str::<serde_json::Value>(&gap).unwrap());
+        let here = gaps.filter(|gap| gap["stream"] == name && gap["partition"] == partition);
+        here.flat_map(|gap| {
+            let last = gap["last_offset"].as_i64().expect("the end is known");
+            assert_eq!(gap["count"], last + 1 - gap["first_offset"].as_i64().unwrap());
+            gap["first_offset"].as_i64().unwrap()..=last
+        })
+        .collect()
+    }
+
+    /// What Kafka was told, sorted.
+    fn gaps(&self) -> Vec<String> {
+        let topics = self.brokers.partitions().into_iter().filter(|((topic, _), _)| topic == "test.gaps");
+        let values = topics.flat_map(|(_, records)| records).map(|appended| appended.record.value.to_vec());
+        let mut gaps: Vec<_> = values.map(|value| String::from_utf8(value).unwrap()).collect();
+        gaps.sort_by_key(|gap| gap.split_once("stream").map(|(_, stream)| stream.to_owned()));
+        gaps
     }
 
     fn save_cursor(&mut self) {
         let cursor = self.replicator.cursor();
         self.log = self.log.split_off(&cursor.next);
+        self.first = self.first.max(cursor.next);
         self.durable = Some(cursor);
     }
 
     fn restart_agent(&mut self) {
         self.cluster.restart().unwrap();
+        let log_end = LogEnd { first: self.first, next: self.log_end, offsets: self.offsets() };
         let cursor = self.durable.as_ref();
-        self.replicator = replicator(self.in_flight_bytes, cursor, self.log_end, self.metrics.clone());
+        self.replicator = replicator(self.in_flight_bytes, cursor, &log_end, self.metrics.clone());
     }
 
     fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -186,7 +243,7 @@ impl World {
 fn replicator(
     in_flight_bytes: usize,
     cursor: Option<&Cursor>,
-    log_end: EntrySeq,
+    log_end: &LogEnd,
     metrics: ReplicateMetrics,
 ) -> Replicator {
     let settings = Settings {
@@ -194,8 +251,7 @@ fn replicator(
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         in_flight_bytes,
     };
-    let log_end = LogEnd { next: log_end, offsets: BTreeMap::new() };
-    Replicator::new(settings, cursor, &log_end, Box::new(Counting(1)), metrics)
+    Replicator::new(settings, cursor, log_end, Box::new(Counting(1)), metrics)
 }
 
 fn offsets(brokers: &SimulatedBrokers, name: &str, partition: i32) -> Vec<i64> {
@@ -296,6 +352,132 @@ fn a_record_that_is_too_large_is_dropped_alone() {
     let held: BTreeSet<i64> = offsets(&world.brokers, "a", 0).into_iter().collect();
     assert_eq!(held, (0..20).filter(|o| *o != 7).collect());
     assert_eq!(world.replicator.cursor().acknowledged[&(stream("a"), PartitionId(0))], Offset(20));
+    assert_eq!(
+        world.gaps(),
+        [
+            r#"{"reason":"too_large","count":1,"device":"device-0","stream":"a","partition":0,"first_offset":7,"last_offset":7}"#
+        ]
+    );
+}
+
+fn damaged(stream: &str, partition: i32, first: i64, last: i64) -> String {
+    let count = last - first + 1;
+    format!(
+        r#"{{"reason":"damaged","count":{count},"device":null,"stream":"{stream}","partition":{partition},"first_offset":{first},"last_offset":{last}}}"#
+    )
+}
+
+#[test]
+fn what_the_log_has_lost_is_told_by_partition_with_its_count() {
+    let mut world = World::new(1, 1 << 20);
+    for lanes in [vec![("a", 0, 2)], vec![("a", 0, 2), ("b", 1, 1)], vec![("a", 0, 2)], vec![("b", 1, 1)]] {
+        world.commit(&lanes, false);
+    }
+    world.commit(&[("a", 0, 1)], false);
+    world.lose(1);
+    world.lose(2);
+    world.replicator.probe(true);
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 5), damaged("b", 1, 0, 0)]);
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 6]);
+    assert_eq!(world.replicator.cursor().next, world.log_end);
+}
+
+#[test]
+fn the_cursor_does_not_pass_a_hole_before_kafka_was_told_of_it() {
+    let mut world = World::new(1, 1 << 20);
+    world.brokers.create_topic("test.gaps", NonZeroU16::new(4).unwrap());
+    (0..4).for_each(|partition| world.brokers.set_leader("test.gaps", PartitionId(partition), false));
+    for _ in 0..4 {
+        world.commit(&[("a", 0, 2)], false);
+    }
+    world.lose(1);
+    world.replicator.probe(true);
+    world.run_until("what is there is in Kafka", |w| offsets(&w.brokers, "a", 0) == [0, 1, 4, 5, 6, 7]);
+    for _ in 0..100 {
+        world.step();
+    }
+    let cursor = world.replicator.cursor();
+    assert_eq!(cursor.next, EntrySeq(1));
+    assert_eq!(cursor.acknowledged[&(stream("a"), PartitionId(0))], Offset(2));
+    world.save_cursor();
+    world.restart_agent();
+    (0..4).for_each(|partition| world.brokers.set_leader("test.gaps", PartitionId(partition), true));
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 3)]);
+    assert_eq!(world.replicator.cursor().next, world.log_end);
+}
+
+#[test]
+fn a_failure_of_the_producer_does_not_lose_a_gap() {
+    let mut world = World::new(1, 1 << 20);
+    for _ in 0..4 {
+        world.commit(&[("a", 0, 2)], false);
+    }
+    world.lose(1);
+    world.replicator.probe(true);
+    world.step();
+    world.brokers.fail_next("broker says no");
+    world.run_until_caught_up();
+    assert!(world.brokers.restarts() > 0);
+    assert!(world.gaps().contains(&damaged("a", 0, 2, 3)), "{:?}", world.gaps());
+}
+
+#[test]
+fn a_loss_at_the_end_of_the_log_is_told_though_nothing_follows() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], false);
+    world.commit(&[("a", 0, 3)], false);
+    world.lose(1);
+    world.restart_agent();
+    world.run_until_caught_up();
+    // Without a cursor nobody knows where a partition begins, but it was read from its first record on.
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 4)]);
+}
+
+/// Found by the property test: the partition was not in the cursor, so that the next loss anywhere told its hole again.
+#[test]
+fn a_hole_that_was_told_is_not_told_again_with_the_next_one() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 2, 1)], false);
+    world.commit(&[("b", 0, 1)], true);
+    world.lose(0);
+    world.run_until_caught_up();
+    world.step();
+    world.save_cursor();
+    world.restart_agent();
+    world.commit(&[("a", 0, 1)], false);
+    world.lose(2);
+    world.replicator.probe(true);
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 0, 0), damaged("a", 2, 0, 0)]);
+}
+
+#[test]
+fn a_checkpoint_tells_what_an_epoch_had_and_a_skip_that_nobody_can_know() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], false);
+    world.commit(&[("a", 0, 3)], false);
+    world.replicator.probe(true);
+    world.run_until_caught_up();
+    let lane = (stream("a"), PartitionId(0));
+    let lost = |first, end| LostEntries { first: EntrySeq(first), end: EntrySeq(end), reason: String::new() };
+    let checkpoint = |seq, next: &[i64], floor| KnownOffsets {
+        seq: EntrySeq(seq),
+        next: next.iter().map(|next| (lane.clone(), Offset(*next))).collect(),
+        floor: Offset(floor),
+    };
+    let outcome = ReadOutcome {
+        groups: Vec::new(),
+        next: EntrySeq(21),
+        lost: vec![lost(2, 10), lost(11, 20)],
+        checkpoints: vec![checkpoint(10, &[9], 0), checkpoint(20, &[], 8192 * 20)],
+    };
+    world.replicator.on_read(world.now, Some(outcome));
+    world.run_until_caught_up();
+    let unknown =
+        r#"{"reason":"damaged","count":null,"device":null,"stream":"a","partition":0,"first_offset":9}"#;
+    assert_eq!(world.gaps(), [damaged("a", 0, 5, 8), unknown.to_owned()]);
 }
 
 #[test]
@@ -463,8 +645,12 @@ fn records_of_partitions_that_the_topic_has_not_go_where_their_device_belongs() 
 fn entries_that_the_log_lost_are_counted_and_passed() {
     let mut world = World::new(1, 1 << 20);
     let lost = LostEntries { first: EntrySeq(0), end: EntrySeq(3), reason: "checksum".into() };
-    let mut outcome =
-        ReadOutcome { groups: vec![group(3, &[("a", 0, 6, 2)])], next: EntrySeq(4), lost: vec![lost] };
+    let mut outcome = ReadOutcome {
+        groups: vec![group(3, &[("a", 0, 6, 2)])],
+        next: EntrySeq(4),
+        lost: vec![lost],
+        checkpoints: Vec::new(),
+    };
     world.replicator.offer(group(4, &[("a", 0, 8, 1)]));
     assert_eq!(world.replicator.fill(world.now).map(|r| r.from), Some(EntrySeq(0)));
     world.replicator.on_read(world.now, Some(std::mem::take(&mut outcome)));
@@ -514,6 +700,7 @@ enum Op {
     DeleteTopic,
     SaveCursor,
     LoseCursor,
+    LoseEntry(prop::sample::Index),
     RestartAgent,
 }
 
@@ -535,12 +722,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::DeleteTopic),
         2 => Just(Op::SaveCursor),
         1 => Just(Op::LoseCursor),
+        1 => any::<prop::sample::Index>().prop_map(Op::LoseEntry),
         1 => Just(Op::RestartAgent),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn nothing_is_lost_or_reordered_and_nothing_unacknowledged_is_trimmed(
@@ -548,8 +736,14 @@ proptest! {
         ops in prop::collection::vec(op(), 1..80),
     ) {
         let mut world = World::new(seed, 8 * 1024);
+        let mut cursor_was_lost = false;
         for op in ops {
             match op {
+                Op::LoseEntry(index) if !world.log.is_empty() => {
+                    let seqs: Vec<_> = world.log.keys().copied().collect();
+                    world.lose(index.get(&seqs).0);
+                }
+                Op::LoseEntry(_) => {}
                 Op::Commit { lanes, live } => world.commit(&lanes, live),
                 Op::Step(count) => for _ in 0..count {
                     world.step();
@@ -562,7 +756,10 @@ proptest! {
                 Op::QueueLimit(records) => world.brokers.set_queue_limit(records),
                 Op::DeleteTopic => world.brokers.delete_topic("test.b"),
                 Op::SaveCursor => world.save_cursor(),
-                Op::LoseCursor => { world.durable = None; }
+                Op::LoseCursor => {
+                    world.durable = None;
+                    cursor_was_lost = true;
+                }
                 Op::RestartAgent => world.restart_agent(),
             }
             world.check();
@@ -575,11 +772,21 @@ proptest! {
         // Nothing may have told the replicator of the last commits.
         world.replicator.probe(true);
         world.run_until_caught_up();
+        world.step();
         world.check();
         prop_assert_eq!(world.replicator.cursor().next, world.log_end);
         for ((name, partition), end) in world.offsets.clone() {
-            let held: BTreeSet<i64> = offsets(&world.brokers, name, partition).into_iter().collect();
-            prop_assert_eq!(held, (0..end).collect::<BTreeSet<i64>>());
+            let mut known: BTreeSet<i64> = offsets(&world.brokers, name, partition).into_iter().collect();
+            // Without a cursor nobody knows where a partition began whose first entries are missing.
+            if cursor_was_lost {
+                let lost = (0..end).filter(|offset| {
+                    world.dropped.contains(&(format!("test.{name}"), PartitionId(partition), Offset(*offset)))
+                });
+                known.extend(lost);
+            } else {
+                known.extend(world.told(name, partition));
+            }
+            prop_assert_eq!(known, (0..end).collect::<BTreeSet<i64>>());
         }
         prop_assert_eq!(world.replicator.in_flight_bytes(), 0);
         prop_assert_eq!(world.replicator.lag_records(), 0);

@@ -12,10 +12,13 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use super::cluster::{Cluster, ClusterEvent, DeliveryError, Outgoing, ProduceError, Token, TopicOutcome};
 use crate::record::{Offset, PartitionId, Record};
 
+/// In place of the offset of a record that the local log does not hold.
+pub const NOT_IN_LOG: Offset = Offset(-1);
+
 /// A record as a partition of the simulated cluster holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Its offset in the local log.
+    /// Its offset in the local log, or [`NOT_IN_LOG`].
     pub offset: Offset,
     /// Kafka's timestamp in ms.
     pub timestamp_ms: i64,
@@ -214,8 +217,11 @@ impl Cluster for SimulatedCluster {
         if state.queues.values().map(VecDeque::len).sum::<usize>() >= state.queue_limit {
             return Err(ProduceError::QueueFull);
         }
-        let appended =
-            Appended { offset: out.offset, timestamp_ms: out.timestamp_ms, record: out.record.clone() };
+        let appended = Appended {
+            offset: out.offset.unwrap_or(NOT_IN_LOG),
+            timestamp_ms: out.timestamp_ms,
+            record: out.record.clone(),
+        };
         let queue = state.queues.entry((out.topic.to_owned(), out.partition)).or_default();
         queue.push_back(Taken { token: out.token, appended });
         Ok(())

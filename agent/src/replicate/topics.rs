@@ -11,10 +11,11 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, ClientContext,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     bindings::rd_kafka_oauthbearer_set_token,
-    client::OAuthToken,
+    client::{Client, OAuthToken},
+    config::FromClientConfigAndContext,
     types::{RDKafkaErrorCode, RDKafkaRespErr},
 };
 
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// Longest wait for each answer. While a worker waits, replication of the ready topics goes on.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an admin client knows of a cluster that does not answer; the producer knows more.
 pub(super) const UNREACHABLE: &str = "the cluster does not answer";
@@ -40,15 +41,14 @@ const NO_LIMIT: &str = "9223372036854775807";
 
 /// A topic that is wanted.
 #[derive(Clone, Debug)]
-struct Wanted {
-    topic: String,
-    partitions: NonZeroU16,
+pub(super) struct Wanted {
+    pub(super) topic: String,
+    pub(super) partitions: NonZeroU16,
 }
 
 /// Ensures topics, one worker at a time.
 pub(super) struct Topics {
-    settings: Replicate,
-    config: ClientConfig,
+    template: Worker,
     wanted: Vec<Wanted>,
     worker: Option<Receiver<ClusterEvent>>,
 }
@@ -56,7 +56,7 @@ pub(super) struct Topics {
 impl Topics {
     /// `config` without what [`Access`] adds.
     pub(super) fn new(settings: Replicate, config: ClientConfig) -> Self {
-        Self { settings, config, wanted: Vec::new(), worker: None }
+        Self { template: Worker::new(settings, config), wanted: Vec::new(), worker: None }
     }
 
     pub(super) fn ensure(&mut self, topic: &str, partitions: NonZeroU16) {
@@ -90,62 +90,78 @@ impl Topics {
     }
 
     fn spawn(&self, wanted: Vec<Wanted>, answers: Sender<ClusterEvent>) -> io::Result<()> {
-        let worker = Worker { settings: self.settings.clone(), config: self.config.clone() };
+        let worker = self.template.clone();
         // Not joined: it ends by itself within some timeouts, and at a shutdown nobody waits for its answer.
         thread::Builder::new().name("topics".into()).spawn(move || worker.run(wanted, &answers)).map(drop)
     }
 }
 
-type Admin = AdminClient<LogContext>;
+/// The client that asks.
+pub(super) type Admin = AdminClient<LogContext>;
 
-struct Worker {
-    settings: Replicate,
+/// Asks the cluster for topics and creates them.
+#[derive(Clone)]
+pub(super) struct Worker {
+    pub(super) settings: Replicate,
+    /// Without what [`Access`] adds.
     config: ClientConfig,
 }
 
 impl Worker {
+    /// `config` without what [`Access`] adds.
+    pub(super) fn new(settings: Replicate, config: ClientConfig) -> Self {
+        Self { settings, config }
+    }
+
     fn run(&self, wanted: Vec<Wanted>, answers: &Sender<ClusterEvent>) {
-        let admin = self.client();
+        let admin = self.client(LogContext, Admin::inner);
         let mut unreachable = admin.as_ref().err().cloned();
-        for Wanted { topic, partitions } in wanted {
+        for wanted in wanted {
             let outcome = match (&admin, &unreachable) {
-                (Ok(admin), None) => self.ensure(admin, &topic, partitions).unwrap_or_else(|reason| {
+                (Ok(admin), None) => self.ensure(admin, &wanted).unwrap_or_else(|reason| {
                     // The next ones would only wait for the same cluster.
                     unreachable = Some(reason.clone());
                     TopicOutcome::Failed(reason)
                 }),
                 (_, reason) => TopicOutcome::Failed(reason.clone().unwrap_or_default()),
             };
-            if answers.send(ClusterEvent::Topic { topic, outcome }).is_err() {
+            if answers.send(ClusterEvent::Topic { topic: wanted.topic, outcome }).is_err() {
                 return;
             }
         }
     }
 
-    fn client(&self) -> Result<Admin, String> {
+    /// A client with the secrets and certificates as they are now. A token is given to what `inner` says, since nobody
+    /// polls the client for its question for one.
+    pub(super) fn client<C, T>(&self, context: C, inner: impl Fn(&T) -> &Client<C>) -> Result<T, String>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C>,
+    {
         let access = Access::read(&self.settings).map_err(|error| error.to_string())?;
         let config = access.applied_to(&self.config);
-        let admin: Admin = config.create_with_context(LogContext).map_err(|error| client_error(&error))?;
+        let client: T = config.create_with_context(context).map_err(|error| client_error(&error))?;
         if let Some(source) = token_source(&self.settings) {
             let token =
                 token::get(source, SystemClock::new().wall().at).map_err(|error| error.to_string())?;
-            set_token(&admin, token)?;
+            set_token(inner(&client), token)?;
         }
-        Ok(admin)
+        Ok(client)
     }
 
     /// `Err` where the cluster does not answer.
-    fn ensure(&self, admin: &Admin, topic: &str, partitions: NonZeroU16) -> Result<TopicOutcome, String> {
+    fn ensure(&self, admin: &Admin, wanted: &Wanted) -> Result<TopicOutcome, String> {
+        let Wanted { topic, partitions } = wanted;
         let metadata =
             admin.inner().fetch_metadata(Some(topic), TIMEOUT).map_err(|_| UNREACHABLE.to_owned())?;
-        let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(TopicOutcome::Failed("no answer about the topic".into()));
         };
         match found.error().map(RDKafkaErrorCode::from) {
             None if found.partitions().len() == usize::from(partitions.get()) => Ok(TopicOutcome::Ready),
             None => Ok(TopicOutcome::PartitionMismatch { found: found.partitions().len() }),
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                self.create(admin, topic, partitions)
+                self.create(admin, wanted)
             }
             Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
                 Ok(TopicOutcome::Failed(NO_PERMISSION.to_owned()))
@@ -154,23 +170,36 @@ impl Worker {
         }
     }
 
-    fn create(&self, admin: &Admin, topic: &str, partitions: NonZeroU16) -> Result<TopicOutcome, String> {
+    /// Asks for a new topic, or with `validate_only` whether it could be had. The outer error is that of the request, the
+    /// inner one that of the topic.
+    pub(super) fn request(
+        &self,
+        admin: &Admin,
+        wanted: &Wanted,
+        validate_only: bool,
+    ) -> Result<Result<(), RDKafkaErrorCode>, String> {
         let min_insync_replicas = self.settings.min_insync_replicas.to_string();
         let new = NewTopic::new(
-            topic,
-            i32::from(partitions.get()),
+            &wanted.topic,
+            i32::from(wanted.partitions.get()),
             TopicReplication::Fixed(self.settings.replication_factor),
         )
         .set("min.insync.replicas", &min_insync_replicas);
         // Since 4.0 brokers refuse timestamps of more than an hour ahead, and with them the whole batch; a device whose
         // clock is wrong is the consumer's to judge. Brokers before 3.6 do not know the setting.
         let unlimited = new.set("message.timestamp.after.max.ms", NO_LIMIT);
-        let mut result = submit(admin, &unlimited)?;
-        if result == Err(RDKafkaErrorCode::InvalidConfig) {
-            let mut plain = unlimited;
-            plain.config.pop();
-            result = submit(admin, &plain)?;
+        let result = submit(admin, &unlimited, validate_only)?;
+        if result != Err(RDKafkaErrorCode::InvalidConfig) {
+            return Ok(result);
         }
+        let mut plain = unlimited;
+        plain.config.pop();
+        submit(admin, &plain, validate_only)
+    }
+
+    fn create(&self, admin: &AdminClient<LogContext>, wanted: &Wanted) -> Result<TopicOutcome, String> {
+        let Wanted { topic, partitions } = wanted;
+        let result = self.request(admin, wanted, false)?;
         match result {
             Ok(()) => {
                 tracing::info!(
@@ -194,9 +223,15 @@ impl Worker {
     }
 }
 
-/// Creates a topic; the outer error is that of the request, the inner one that of the topic.
-fn submit(admin: &Admin, topic: &NewTopic<'_>) -> Result<Result<(), RDKafkaErrorCode>, String> {
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+fn submit(
+    admin: &Admin,
+    topic: &NewTopic<'_>,
+    validate_only: bool,
+) -> Result<Result<(), RDKafkaErrorCode>, String> {
+    let options = AdminOptions::new()
+        .request_timeout(Some(TIMEOUT))
+        .operation_timeout(Some(TIMEOUT))
+        .validate_only(validate_only);
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let results = runtime.block_on(admin.create_topics([topic], &options)).map_err(|e| e.to_string())?;
     match results.into_iter().next() {
@@ -206,9 +241,9 @@ fn submit(admin: &Admin, topic: &NewTopic<'_>) -> Result<Result<(), RDKafkaError
     }
 }
 
-/// Gives `admin` a token. The binding lets a client ask for one only through events that an admin client does not poll.
+/// Gives `client` a token. The binding lets a client ask for one only through events that an admin client does not poll.
 #[allow(unsafe_code, reason = "rdkafka has no safe way to it")]
-fn set_token(admin: &Admin, token: OAuthToken) -> Result<(), String> {
+fn set_token<C: ClientContext>(client: &Client<C>, token: OAuthToken) -> Result<(), String> {
     let no_nul = |_| "the token contains a NUL byte".to_owned();
     let value = CString::new(token.token).map_err(no_nul)?;
     let principal = CString::new(token.principal_name).map_err(no_nul)?;
@@ -216,7 +251,7 @@ fn set_token(admin: &Admin, token: OAuthToken) -> Result<(), String> {
     // room for an error's text, whose sizes say so.
     let code = unsafe {
         rd_kafka_oauthbearer_set_token(
-            admin.inner().native_ptr(),
+            client.native_ptr(),
             value.as_ptr(),
             token.lifetime_ms,
             principal.as_ptr(),

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64},
     },
 };
@@ -47,6 +47,9 @@ pub struct SourceMetrics {
     rejected: Family<ReasonLabels, Counter>,
     dropped: Family<ReasonLabels, Counter>,
     lost: Family<SourceLabel, Counter>,
+    /// The same as `dropped`, whose contents a family does not give out: for `/healthz`. Written once per drop, and
+    /// read when somebody asks.
+    drops: Arc<Mutex<BTreeMap<(String, &'static str), u64>>>,
 }
 
 impl SourceMetrics {
@@ -61,6 +64,7 @@ impl SourceMetrics {
             rejected: Family::default(),
             dropped: Family::default(),
             lost: Family::default(),
+            drops: Arc::default(),
         };
         registry.register("source_records", "Records handed to the pipeline", metrics.records.clone());
         registry.register(
@@ -95,6 +99,15 @@ impl SourceMetrics {
         );
         registry.register("source_lost", "Frames that devices report as lost", metrics.lost.clone());
         metrics
+    }
+
+    /// Frames that were understood and not handed on, by source and reason.
+    pub fn drops(&self) -> BTreeMap<(String, &'static str), u64> {
+        self.lock_drops().clone()
+    }
+
+    fn lock_drops(&self) -> MutexGuard<'_, BTreeMap<(String, &'static str), u64>> {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The metrics of the source `name`, with every lookup done once.
@@ -153,6 +166,7 @@ impl SourceCounters {
     /// Counts a frame that was understood and not handed on.
     pub fn dropped(&self, reason: &'static str) {
         self.families.dropped.get_or_create(&self.reason(reason)).inc();
+        *self.families.lock_drops().entry((self.source.clone(), reason)).or_default() += 1;
     }
 
     fn reason(&self, reason: &'static str) -> ReasonLabels {
@@ -201,8 +215,8 @@ impl SourceHealth {
         news
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, SourceState> {
+    fn lock(&self) -> MutexGuard<'_, SourceState> {
         // A plain value is whole after any panic.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

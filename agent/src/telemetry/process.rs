@@ -1,4 +1,6 @@
-//! What the kernel says about this process, read when somebody asks.
+//! What the kernel says about this process and its disk, read when somebody asks.
+
+use std::path::Path;
 
 use prometheus_client::{
     collector::Collector,
@@ -22,6 +24,18 @@ pub fn resident_memory_bytes() -> u64 {
 pub fn written_bytes() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok()).unwrap_or(0)
+}
+
+/// Bytes that an unprivileged process may still write to the file system of `dir`; none where the system does not say.
+pub fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Size of the file system of `dir` in bytes; none where the system does not say.
+pub fn capacity_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 impl Collector for ProcessCollector {

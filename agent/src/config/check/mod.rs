@@ -1,4 +1,4 @@
-//! From a file to [`Config`]: every key, type, range and relation checked, all errors at once.
+//! From a file and the environment to [`Config`]: every key, type, range and relation checked, all errors at once.
 
 mod shape;
 mod sources;
@@ -7,6 +7,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fmt,
     num::NonZeroU16,
     path::Path,
@@ -14,9 +15,9 @@ use std::{
 };
 
 use super::{
-    Backoff, ClientCertificate, Commit, Compression, Config, Gateway, KafkaTls, Log, LogFormat, Replicate,
-    Sasl, SaslMechanism, Stream, Telemetry, TokenSource, Value,
-    raw::{self, RawConfig, RawKafkaTls, RawReplicate, RawSasl},
+    Backoff, ClientCertificate, Commit, Config, Gateway, KafkaTls, Log, Replicate, Sasl, SaslMechanism,
+    Stream, Telemetry, TokenSource,
+    raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl},
 };
 use crate::{
     record::StreamName,
@@ -24,7 +25,7 @@ use crate::{
     secret::{self, FileRef, SecretRef},
 };
 use serde::Deserialize as _;
-use shape::{Shaped, shape};
+use shape::{PREFIX, Shaped, shape};
 
 /// Why a file is no configuration. Its text has one line per fault; each names key, value and limit.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum ConfigError {
     /// The file is not TOML.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Syntax(Vec<SyntaxError>),
-    /// Keys and values that cannot be, in the order of the file.
+    /// Keys and values that cannot be, in the order of the file; those of the environment behind.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
 }
@@ -71,55 +72,85 @@ impl fmt::Display for SyntaxError {
 /// One value that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Where it stands in the file, or where it would; from 1.
-    pub line: Option<usize>,
+    /// Where it stands, or where it would.
+    pub place: Option<Place>,
     /// The key, as a path: `source.mqtt[0].qos`.
     pub key: String,
-    /// What is there, as typed; not so where it may be a secret that does not belong there.
+    /// What is there, as typed; empty if nothing is. Not so where it may be a secret that does not belong there.
     pub value: String,
     /// What would be right.
     pub limit: String,
+}
+
+/// Where a value stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Line of the file, from 1.
+    Line(usize),
+    /// Variable of the environment.
+    Variable(String),
 }
 
 /// Parts of names of keys whose values are not to be repeated, whoever knows the key.
 const SECRETIVE: &[&str] = &["pas", "pwd", "secret", "token", "key", "pem", "credential", "oauth"];
 
 impl Fault {
-    fn new(key: &str, value: &str, limit: &str) -> Self {
+    fn new(place: Option<Place>, key: &str, value: &str, limit: &str) -> Self {
         let name = key.strip_prefix("replicate.properties.").or(key.rsplit('.').next()).unwrap_or(key);
         let name = name.to_lowercase();
-        let hides = value != "\"\"" && SECRETIVE.iter().any(|part| name.contains(part));
+        let hides = !["", "\"\""].contains(&value) && SECRETIVE.iter().any(|part| name.contains(part));
         let value = if hides { "(not shown)" } else { value };
-        Self { line: None, key: key.into(), value: value.into(), limit: limit.into() }
+        Self { place, key: key.into(), value: value.into(), limit: limit.into() }
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.line {
-            write!(f, "line {line}: ")?;
+        match &self.place {
+            Some(Place::Line(line)) => write!(f, "line {line}: {}", self.key)?,
+            Some(Place::Variable(name)) => f.write_str(name)?,
+            None => f.write_str(&self.key)?,
         }
-        write!(f, "{} = {}: {}", self.key, self.value, self.limit)
+        if !self.value.is_empty() {
+            write!(f, " = {}", self.value)?;
+        }
+        write!(f, ": {}", self.limit)
     }
 }
 
-/// Reads and checks the file at `path`.
+/// A configuration as it was typed, and what it means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// With every default filled in.
+    pub raw: RawConfig,
+    /// What the agent runs with.
+    pub config: Config,
+}
+
+/// Reads and checks the file at `path`, with what the environment sets over it: `WAYSIDE__COMMIT__WINDOW_MS=50` is
+/// `commit.window_ms = 50`.
 ///
 /// # Errors
 /// [`ConfigError`]; the caller prints it and stops.
-pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    parse(&std::fs::read_to_string(path)?)
+pub fn load(path: &Path) -> Result<Checked, ConfigError> {
+    let mut variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect();
+    variables.sort();
+    parse(&std::fs::read_to_string(path)?, &variables)
 }
 
-/// Checks the text of a file.
+/// Checks the text of a file, and `variables` with their values over it.
 ///
 /// # Errors
 /// [`ConfigError`], but not [`ConfigError::Read`].
-pub fn parse(text: &str) -> Result<Config, ConfigError> {
+pub fn parse(text: &str, variables: &[(String, OsString)]) -> Result<Checked, ConfigError> {
     let not_toml = |errors: Vec<toml::de::Error>| {
         ConfigError::Syntax(errors.iter().map(|error| SyntaxError::new(error, text)).collect())
     };
-    let Shaped { table, mut faults, lines } = shape(text, raw::schema().as_value()).map_err(not_toml)?;
+    let schema = raw::schema();
+    let Shaped { table, mut faults, places } = shape(text, variables, schema.as_value()).map_err(not_toml)?;
     let raw =
         RawConfig::deserialize(toml::Deserializer::from(table)).map_err(|error| not_toml(vec![error]))?;
     let (config, more) = check(&raw);
@@ -127,10 +158,10 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let taken_out: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
     faults.extend(more.into_iter().filter(|fault| !taken_out.iter().any(|key| related(key, &fault.key))));
     for fault in &mut faults {
-        fault.line = fault.line.or_else(|| line_of(&fault.key, &lines));
+        fault.place = fault.place.take().or_else(|| place_of(&fault.key, &places));
     }
-    faults.sort_by_key(|fault| fault.line.unwrap_or(usize::MAX));
-    if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+    faults.sort_by_key(|fault| (fault.place.is_none(), fault.place.clone()));
+    if faults.is_empty() { Ok(Checked { raw, config }) } else { Err(ConfigError::Faults(faults)) }
 }
 
 /// Whether one of two keys is within the other, or the same.
@@ -139,12 +170,12 @@ fn related(a: &str, b: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// The line of `key`, or of what it belongs to.
-fn line_of(key: &str, lines: &BTreeMap<String, usize>) -> Option<usize> {
+/// Where `key` stands, or what it belongs to.
+fn place_of(key: &str, places: &BTreeMap<String, Place>) -> Option<Place> {
     let mut key = key;
     loop {
-        if let Some(line) = lines.get(key) {
-            return Some(*line);
+        if let Some(place) = places.get(key) {
+            return Some(place.clone());
         }
         key = &key[..key.rfind(['.', '['])?];
     }
@@ -197,11 +228,19 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             "at least commit.batch_bytes",
         );
     }
+    if raw.log.limit_bytes != 0 && raw.log.limit_bytes < 4 * raw.log.epoch_bytes {
+        check.fault(
+            "log.limit_bytes",
+            &raw.log.limit_bytes.to_string(),
+            &format!("at least 4 times log.epoch_bytes = {}, or 0", raw.log.epoch_bytes),
+        );
+    }
     let log = Log {
         dir: check.filled("log.dir", &raw.log.dir).into(),
+        limit_bytes: Some(raw.log.limit_bytes).filter(|limit| *limit != 0),
         epoch_bytes: raw.log.epoch_bytes,
         record_bytes_max: size(raw.log.record_bytes_max.into()),
-        compression: check.compression("commit.compression", &raw.commit.compression),
+        compression: raw.commit.compression,
     };
     let replicate = check.replicate(&raw.replicate);
     let telemetry = Telemetry {
@@ -210,13 +249,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
                 check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
             })
             .flatten(),
-        log_format: check
-            .choice(
-                "telemetry.log_format",
-                &raw.telemetry.log_format,
-                &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
-            )
-            .unwrap_or(LogFormat::Logfmt),
+        log_format: raw.telemetry.log_format,
         log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
     };
     let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
@@ -250,7 +283,7 @@ struct Checker {
 
 impl Checker {
     fn fault(&mut self, key: &str, value: &str, limit: &str) {
-        self.faults.push(Fault::new(key, value, limit));
+        self.faults.push(Fault::new(None, key, value, limit));
     }
 
     fn filled(&mut self, key: &str, value: &str) -> String {
@@ -309,32 +342,11 @@ impl Checker {
         value.parse().map_err(|_| self.fault(key, &quoted(value), limit)).ok()
     }
 
-    fn choice<T: Copy>(&mut self, key: &str, value: &str, choices: &[(&str, T)]) -> Option<T> {
-        let found = choices.iter().find(|(name, _)| *name == value).map(|(_, choice)| *choice);
-        if found.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| quoted(name)).collect();
-            self.fault(key, &quoted(value), &format!("must be one of {}", names.join(", ")));
-        }
-        found
-    }
-
-    fn compression(&mut self, key: &str, value: &str) -> Compression {
-        let choices = [("zstd", Compression::Zstd), ("lz4", Compression::Lz4), ("none", Compression::None)];
-        self.choice(key, value, &choices).unwrap_or_default()
-    }
-
     fn log_level(&mut self, key: &str, value: &str) -> String {
-        if let Err(error) = value.parse::<tracing_subscriber::EnvFilter>() {
+        if let Err(error) = value.parse::<tracing_subscriber::filter::Targets>() {
             self.fault(key, &quoted(value), &format!("is no level or filter: {error}"));
         }
         value.into()
-    }
-
-    fn value(&mut self, key: &str, value: &str, default: Value) -> Value {
-        if value.is_empty() {
-            return default;
-        }
-        self.choice(key, value, &[("raw", Value::Raw), ("json", Value::Json)]).unwrap_or(default)
     }
 
     fn backoff(&mut self, min: (&str, u64), max: (&str, u64)) -> Backoff {
@@ -376,7 +388,7 @@ impl Checker {
             bootstrap_servers: raw.bootstrap_servers.clone(),
             replication_factor,
             min_insync_replicas,
-            compression: self.compression("replicate.compression", &raw.compression),
+            compression: raw.compression,
             linger: Duration::from_millis(raw.linger_ms),
             in_flight_bytes: size(raw.in_flight_bytes),
             cursor_interval: Duration::from_millis(raw.cursor_interval_ms),
@@ -402,19 +414,14 @@ impl Checker {
     }
 
     fn sasl(&mut self, raw: &RawSasl) -> Option<Sasl> {
-        if *raw == RawSasl::default() {
-            return None;
-        }
-        let mechanisms = [
-            ("PLAIN", Some(SaslMechanism::Plain)),
-            ("SCRAM-SHA-256", Some(SaslMechanism::ScramSha256)),
-            ("SCRAM-SHA-512", Some(SaslMechanism::ScramSha512)),
-            ("OAUTHBEARER", None),
-        ];
-        match self.choice("replicate.sasl.mechanism", &raw.mechanism, &mechanisms)? {
-            Some(mechanism) => self.sasl_password(raw, mechanism),
-            None => self.sasl_token(raw).map(Sasl::OauthBearer),
-        }
+        // Without it there is no such section; the schema sees to that.
+        let mechanism = match raw.mechanism? {
+            Mechanism::Plain => SaslMechanism::Plain,
+            Mechanism::ScramSha256 => SaslMechanism::ScramSha256,
+            Mechanism::ScramSha512 => SaslMechanism::ScramSha512,
+            Mechanism::OauthBearer => return self.sasl_token(raw).map(Sasl::OauthBearer),
+        };
+        self.sasl_password(raw, mechanism)
     }
 
     fn sasl_password(&mut self, raw: &RawSasl, mechanism: SaslMechanism) -> Option<Sasl> {

@@ -7,9 +7,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::{Checker, each, file, quoted};
 use crate::{
     config::{
-        Broker, DeviceFrom, FlowControl, Login, MqttSource, MqttTls, MqttVersion, Parity, Qos, Route,
-        RouteDecode, SerialProtocol, SerialSource, Value,
-        raw::{RawMqttSource, RawMqttTls, RawRoute, RawSerialSource},
+        Broker, DeviceFrom, FlowControl, Login, MqttSource, MqttTls, MqttVersion, Qos, Route, RouteDecode,
+        SerialProtocol, SerialSource, Value,
+        raw::{Decode, Protocol, RawMqttSource, RawMqttTls, RawRoute, RawSerialSource},
     },
     decode::topic::TopicPattern,
     record::DeviceId,
@@ -38,23 +38,12 @@ impl Checker {
             brokers,
             login: self.login(&at("user"), &at("password"), &raw.user, &raw.password),
             tls: self.mqtt_tls(&at("tls"), &raw.tls),
-            version: match raw.version {
-                5 => MqttVersion::V5,
-                3 => MqttVersion::V3,
-                other => {
-                    self.fault(&at("version"), &other.to_string(), "must be 5, or 3 for MQTT 3.1.1");
-                    MqttVersion::V5
-                }
-            },
+            version: if raw.version == 3 { MqttVersion::V3 } else { MqttVersion::V5 },
             client_id,
             qos: match raw.qos {
                 0 => Qos::AtMostOnce,
                 1 => Qos::AtLeastOnce,
-                2 => Qos::ExactlyOnce,
-                other => {
-                    self.fault(&at("qos"), &other.to_string(), "must be 0, 1 or 2");
-                    Qos::AtLeastOnce
-                }
+                _ => Qos::ExactlyOnce,
             },
             keep_alive: Duration::from_secs(raw.keep_alive_s.into()),
             session_expiry_s: raw.session_expiry_s,
@@ -133,28 +122,27 @@ impl Checker {
         if !rumqttc::valid_filter(&raw.topic_filter) {
             self.fault(&at("topic_filter"), &quoted(&raw.topic_filter), "must be an MQTT topic filter");
         }
-        let kinds = [("json", 0), ("hfp", 1), ("raw", 2), ("native", 3)];
-        let kind = self.choice(&at("decode"), &raw.decode, &kinds)?;
+        let kind = raw.decode?;
         let pointers = [
             ("device_pointer", &raw.device_pointer),
             ("time_pointer", &raw.time_pointer),
             ("seq_pointer", &raw.seq_pointer),
         ];
         for (name, value) in pointers {
-            if kind != 0 && !value.is_empty() {
+            if kind != Decode::Json && !value.is_empty() {
                 self.fault(&at(name), &quoted(value), "only for decode = \"json\"");
             } else if !value.is_empty() && !value.starts_with('/') {
                 self.fault(&at(name), &quoted(value), "must be a JSON pointer, beginning with /");
             }
         }
-        if matches!(kind, 1 | 3) && !raw.device_topic.is_empty() {
+        if matches!(kind, Decode::Hfp | Decode::Native) && !raw.device_topic.is_empty() {
             self.fault(
                 &at("device_topic"),
                 &quoted(&raw.device_topic),
                 "only for decode = \"raw\" and \"json\"",
             );
         }
-        if kind == 3 && !raw.stream.is_empty() {
+        if kind == Decode::Native && !raw.stream.is_empty() {
             self.fault(
                 &at("stream"),
                 &quoted(&raw.stream),
@@ -167,7 +155,7 @@ impl Checker {
         let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let mut stream = || self.stream(&at("stream"), &raw.stream);
         let decode = match kind {
-            0 => {
+            Decode::Json => {
                 let stream = stream()?;
                 let device = match (filled(&raw.device_pointer), filled(&raw.device_topic)) {
                     (Some(pointer), None) => DeviceFrom::Pointer(pointer),
@@ -185,8 +173,8 @@ impl Checker {
                 let (time_pointer, seq_pointer) = (filled(&raw.time_pointer), filled(&raw.seq_pointer));
                 RouteDecode::Json { stream, device, time_pointer, seq_pointer }
             }
-            1 => RouteDecode::Hfp { stream: stream()? },
-            2 => {
+            Decode::Hfp => RouteDecode::Hfp { stream: stream()? },
+            Decode::Raw => {
                 let stream = stream()?;
                 let device_topic = filled(&raw.device_topic);
                 if device_topic.is_none() {
@@ -194,12 +182,12 @@ impl Checker {
                 }
                 RouteDecode::Raw { stream, device_topic: device_topic? }
             }
-            _ => RouteDecode::Native,
+            Decode::Native => RouteDecode::Native,
         };
-        let default = if kind == 3 { Value::Json } else { Value::Raw };
-        let value = self.value(&at("value"), &raw.value, default);
-        if kind == 2 && value == Value::Json {
-            self.fault(&at("value"), &quoted(&raw.value), "must be \"raw\" for decode = \"raw\"");
+        let default = if kind == Decode::Native { Value::Json } else { Value::Raw };
+        let value = raw.value.unwrap_or(default);
+        if kind == Decode::Raw && value == Value::Json {
+            self.fault(&at("value"), "\"json\"", "must be \"raw\" for decode = \"raw\"");
         }
         Some(Route { topic_filter: raw.topic_filter.clone(), decode, value })
     }
@@ -212,8 +200,7 @@ impl Checker {
 
     pub(super) fn serial(&mut self, key: &str, raw: &RawSerialSource) -> SerialSource {
         let at = |name: &str| format!("{key}.{name}");
-        let protocols = [("native", false), ("nmea", true)];
-        let protocol = if self.choice(&at("protocol"), &raw.protocol, &protocols) == Some(true) {
+        let protocol = if raw.protocol == Some(Protocol::Nmea) {
             let device = if raw.device.is_empty() { &raw.name } else { &raw.device };
             let device =
                 DeviceId::new(device).map_err(|e| self.fault(&at("device"), &quoted(device), &e.to_string()));
@@ -228,15 +215,7 @@ impl Checker {
         } else {
             SerialProtocol::Native
         };
-        let parities = [("none", Parity::None), ("even", Parity::Even), ("odd", Parity::Odd)];
-        let flows = [
-            ("none", FlowControl::None),
-            ("hardware", FlowControl::Hardware),
-            ("software", FlowControl::Software),
-        ];
-        let flow_control =
-            self.choice(&at("flow_control"), &raw.flow_control, &flows).unwrap_or(FlowControl::None);
-        if protocol == SerialProtocol::Native && flow_control == FlowControl::Software {
+        if protocol == SerialProtocol::Native && raw.flow_control == FlowControl::Software {
             self.fault(
                 &at("flow_control"),
                 "\"software\"",
@@ -248,9 +227,9 @@ impl Checker {
             path: self.filled(&at("path"), &raw.path).into(),
             protocol,
             baud: raw.baud,
-            parity: self.choice(&at("parity"), &raw.parity, &parities).unwrap_or(Parity::None),
-            flow_control,
-            value: self.value(&at("value"), &raw.value, Value::Json),
+            parity: raw.parity,
+            flow_control: raw.flow_control,
+            value: raw.value,
             reopen: self.backoff(
                 (&at("reopen_min_ms"), raw.reopen_min_ms),
                 (&at("reopen_max_ms"), raw.reopen_max_ms),

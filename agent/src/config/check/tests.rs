@@ -3,6 +3,10 @@
 use super::*;
 use crate::config::{Broker, MqttVersion};
 
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    super::parse(text, &[]).map(|checked| checked.config)
+}
+
 const GOOD: &str = r#"
     gateway.id = "gw-1"
     [[source.mqtt]]
@@ -36,7 +40,27 @@ fn a_small_config_takes_the_defaults() {
 
 #[test]
 fn an_empty_config_names_everything_that_must_be_set() {
-    check_faults("", &["gateway.id = \"\"", "source = ", "replicate.bootstrap_servers = []"]);
+    assert_eq!(
+        said(""),
+        [
+            "gateway.id: must be set: Name of this gateway, unique in the fleet; in every record's headers",
+            "replicate.bootstrap_servers: must be set: Kafka brokers, `host:port`",
+            "source: at least one [[source.mqtt]] or [[source.serial]]",
+        ]
+    );
+}
+
+#[test]
+fn a_section_says_what_must_be_set_in_it() {
+    let text =
+        GOOD.replace("decode = ", "value = ") + "[[source.serial]]\nname = \"rooms\"\npath = \"/dev/ttyS0\"";
+    assert_eq!(
+        said(&text),
+        [
+            "line 6: source.mqtt[0].route[0].decode: must be set: \"json\", \"hfp\", \"raw\", \"native\"",
+            "line 13: source.serial[0].protocol: must be set: \"native\", \"nmea\"",
+        ]
+    );
 }
 
 #[test]
@@ -136,7 +160,7 @@ fn unknown_keys_wrong_types_and_wrong_values_are_found_in_one_pass() {
             "line 11: stream[1].name = \"occupancy\": already the name of another [[stream]]",
             "line 12: stream[1].partitions = \"4\": must be a whole number, without quotes",
             "line 14: commit.window = 3: unknown key; did you mean commit.window_ms?",
-            "line 15: commit.compression = \"gzip\": must be one of \"zstd\", \"lz4\", \"none\"",
+            "line 15: commit.compression = \"gzip\": must be one of \"none\", \"lz4\", \"zstd\"",
             "line 16: commit.epoch_bytes = 0x10_0000: unknown key; did you mean epoch_bytes in [log]?",
             "line 18: replicate.bootstrap_servers[1] = 9093: must be text in quotes",
             "line 19: replicate.linger_ms = -1: must be 0 to 60000",
@@ -157,22 +181,110 @@ fn a_fault_without_a_line_of_its_own_has_that_of_its_section() {
     let text = GOOD.replace("urls", "client_id = \"c\" #");
     assert_eq!(
         said(&text),
-        ["line 3: source.mqtt[0].urls = []: at least one broker, mqtt://host:port or mqtts://host:port"]
+        [
+            "line 3: source.mqtt[0].urls: must be set: Brokers, `mqtt://host:port` or with TLS `mqtts://host:port`, \
+             tried in turn"
+        ]
     );
 }
 
 #[test]
-fn the_schema_knows_every_default_and_range() {
+fn the_schema_knows_every_default_range_and_choice() {
     let schema = serde_json::to_value(crate::config::raw::schema()).expect("JSON");
     let window = &schema["properties"]["commit"]["properties"]["window_ms"];
     assert_eq!((&window["default"], &window["maximum"]), (&20.into(), &10_000.into()));
     assert!(window["description"].as_str().is_some_and(|text| text.contains("in ms")), "{window}");
+    let parity = &schema["properties"]["source"]["properties"]["serial"]["items"]["properties"]["parity"];
+    assert_eq!(
+        (&parity["default"], &parity["oneOf"][1]["const"]),
+        (&"none".into(), &"even".into()),
+        "{parity}"
+    );
+}
+
+/// What `GOOD` becomes with `variables` set, each given as `NAME=value`.
+fn with_variables(variables: &[&str]) -> Result<Config, ConfigError> {
+    let variable = |text: &&str| {
+        let (name, value) = text.split_once('=').expect("NAME=value");
+        (format!("WAYSIDE__{name}"), value.into())
+    };
+    let variables: Vec<_> = variables.iter().map(variable).collect();
+    super::parse(GOOD, &variables).map(|checked| checked.config)
 }
 
 #[test]
+fn a_variable_sets_its_key_over_the_file() {
+    let variables = [
+        "GATEWAY__ID=0815",
+        "COMMIT__WINDOW_MS=50",
+        "REPLICATE__BOOTSTRAP_SERVERS=[\"a:1\", \"b:2\"]",
+        "REPLICATE__PROPERTIES={ \"client.rack\" = \"a\" }",
+        "TELEMETRY__LISTEN=",
+        "LOG__DIR=/data/\"quoted\"",
+    ];
+    let config = with_variables(&variables).expect("good");
+    assert_eq!(config.gateway.id, "0815", "text needs no quotes");
+    assert_eq!(config.commit.window, Duration::from_millis(50));
+    assert_eq!(config.replicate.bootstrap_servers, ["a:1", "b:2"]);
+    assert_eq!(config.replicate.properties["client.rack"], "a");
+    assert_eq!(config.telemetry.listen, None);
+    assert_eq!(config.log.dir.to_str(), Some("/data/\"quoted\""));
+}
+
+#[test]
+fn what_must_be_set_may_be_a_variable() {
+    let text = GOOD.replace("gateway.id", "gateway.environment");
+    assert_eq!(
+        super::parse(&text, &[("WAYSIDE__GATEWAY__ID".into(), "g".into())]).expect("good").raw.gateway.id,
+        "g"
+    );
+}
+
+#[test]
+fn a_fault_of_the_environment_names_its_variable() {
+    let variables = [
+        "COMIT__WINDOW_MS=50",
+        "COMMIT__INTAKE_BYTES=65536",
+        "COMMIT__WINDOW_MS=fast",
+        "COLOUR=red",
+        "LOG__EPOCH_BYTES=1",
+        "REPLICATE__BOOTSTRAP_SERVERS=a:1",
+        "SOURCE__MQTT__0__NAME=b",
+        "STREAM=[]",
+        "TELEMETRY__LOG_FORMAT=xml",
+    ];
+    let said = with_variables(&variables).expect_err("faults").to_string();
+    let mut said: Vec<_> = said.lines().collect();
+    said.sort_unstable();
+    assert_eq!(
+        said,
+        [
+            "WAYSIDE__COLOUR = red: unknown key; `wayside config schema` prints the known ones",
+            "WAYSIDE__COMIT__WINDOW_MS = 50: unknown key; did you mean WAYSIDE__COMMIT__WINDOW_MS?",
+            "WAYSIDE__COMMIT__INTAKE_BYTES = 65536: at least commit.batch_bytes",
+            "WAYSIDE__COMMIT__WINDOW_MS = fast: must be a whole number, without quotes",
+            "WAYSIDE__LOG__EPOCH_BYTES = 1: must be 262144 to 67108864",
+            "WAYSIDE__REPLICATE__BOOTSTRAP_SERVERS = a:1: must be a list: [..]",
+            "WAYSIDE__SOURCE__MQTT__0__NAME = b: no variable sets a key of a list of sections: write it in [[source.mqtt]]",
+            "WAYSIDE__STREAM = [..]: no variable sets a key of a list of sections: write it in [[stream]]",
+            "WAYSIDE__TELEMETRY__LOG_FORMAT = xml: must be one of \"logfmt\", \"json\"",
+        ]
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_utf8_is_refused() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let value = OsString::from_vec(b"/var/\xff".to_vec());
+    let faults = super::parse(GOOD, &[("WAYSIDE__LOG__DIR".into(), value)]).expect_err("fault");
+    assert_eq!(faults.to_string(), "WAYSIDE__LOG__DIR = ..: is not UTF-8");
+}
+
+const SHIPPED: &str = include_str!("../../../../deploy/wayside.toml");
+
+#[test]
 fn the_configuration_that_is_shipped_is_good() {
-    let shipped = include_str!("../../../../deploy/wayside.toml");
-    let config = parse(shipped).expect("good");
+    let config = parse(SHIPPED).expect("good");
     assert_eq!(config.mqtt[0].routes.len(), 2);
 }
 
@@ -199,6 +311,25 @@ fn what_may_be_a_secret_is_not_repeated() {
     );
     let said = with("urls = [\"mqtt://agent:hunter2@broker\"]#").join("\n");
     assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn what_may_be_a_secret_in_a_variable_is_not_repeated() {
+    for variable in [
+        "REPLICATE__SASL__PASSWORD=hunter2",
+        "REPLICATE__SASL__PASWORD=hunter2",
+        "REPLICATE__TLS__KEY=hunter2",
+        "REPLICATE__SASL={ password = \"hunter2\" }",
+        "REPLICATE__PROPERTIES={ \"sasl.password\" = hunter2 }",
+        "REPLICATE__PROPERTIES={ \"sasl.password\" = \"hunter2\" }",
+        "SOURCE__MQTT=[{ password = \"hunter2\" }]",
+        "SOURCE__MQTT__0__PASSWORD=hunter2",
+    ] {
+        let said = with_variables(&[variable, "REPLICATE__SASL__MECHANISM=PLAIN", "REPLICATE__SASL__USER=u"]);
+        let said = said.expect_err("a fault").to_string();
+        let name = variable.split('=').next().expect("a name");
+        assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]
@@ -230,7 +361,7 @@ fn kafka_knows_who_we_are_by_password_token_or_certificate() {
 
     let faults = |lines: &str, expected: &[&str]| check_faults(&format!("{GOOD}{lines}"), expected);
     faults("tls.ca_file = \"/c\"", &["replicate.tls.enabled = false"]);
-    faults("sasl.user = \"u\"", &["replicate.sasl.mechanism = \"\""]);
+    faults("sasl.user = \"u\"", &["replicate.sasl.mechanism = "]);
     faults("sasl.mechanism = \"GSSAPI\"", &["replicate.sasl.mechanism = \"GSSAPI\""]);
     faults("sasl.mechanism = \"PLAIN\"", &["replicate.sasl.user = \"\"", "replicate.sasl.password = \"\""]);
     faults("sasl.mechanism = \"OAUTHBEARER\"", &["replicate.sasl.token = \"\""]);
@@ -240,4 +371,52 @@ fn kafka_knows_who_we_are_by_password_token_or_certificate() {
     );
     faults("properties.\"sasl.password\" = \"hunter2\"", &["replicate.properties = {..}"]);
     faults("properties.\"sasl.password\" = 12345", &["replicate.properties.sasl.password = (not shown)"]);
+}
+
+#[test]
+fn the_file_that_is_shipped_shows_every_key_with_its_default_and_meaning() {
+    // What is switched off begins with `#` and no blank.
+    let switched_on = |line: &str| match line.trim_start().strip_prefix('#') {
+        Some(key) if !key.is_empty() && !key.starts_with(' ') => key.to_owned(),
+        _ => line.to_owned(),
+    };
+    let text = SHIPPED.lines().map(switched_on).collect::<Vec<_>>().join("\n");
+    let schema = serde_json::to_value(raw::schema()).expect("JSON");
+    let shaped = shape(&text, &[], &schema).unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert_eq!(shaped.faults, []);
+    let file: toml::Table = text.parse().expect("TOML");
+    let file = serde_json::to_value(file).expect("JSON");
+    assert_eq!(differences("", &file, &schema), Vec::<String>::new());
+    for line in text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')) {
+        assert!(line.contains(" # "), "no meaning: {line}");
+    }
+}
+
+/// Keys of `schema` that `file` does not have, or has with another value than the default.
+fn differences(key: &str, file: &serde_json::Value, schema: &serde_json::Value) -> Vec<String> {
+    if let Some(keys) = schema["properties"].as_object() {
+        let within =
+            keys.iter().map(|(name, schema)| differences(&format!("{key}.{name}"), &file[name], schema));
+        return within.flatten().collect();
+    }
+    if schema["items"]["type"] == "object" {
+        return differences(&format!("{key}[0]"), &file[0], &schema["items"]);
+    }
+    let default = &schema["default"];
+    // What must be set, or is off by default, shows an example.
+    let by_example = default.is_null() || [r#""""#, "[]", "{}"].contains(&default.to_string().as_str());
+    match file {
+        serde_json::Value::Null => vec![format!("{key} is missing")],
+        value if value == default || by_example => Vec::new(),
+        value => vec![format!("{key} = {value}, the default is {default}")],
+    }
+}
+
+#[test]
+fn a_log_level_is_one_for_all_or_one_for_each_module() {
+    let with = |level| format!("{GOOD}[telemetry]\nlog_level = \"{level}\"");
+    for good in ["debug", "off", "info,wayside::replicate=debug,librdkafka=off"] {
+        assert_eq!(parse(&with(good)).expect("good").telemetry.log_level, good);
+    }
+    check_faults(&with("info,wayside=loud"), &["telemetry.log_level = \"info,wayside=loud\""]);
 }

@@ -115,6 +115,11 @@ impl SimulatedDisk {
         self.lock().fault = Some((calls, fault));
     }
 
+    /// Lets every call hang, as a dying disk does, until what is returned is dropped.
+    pub fn hang(&self) -> impl Drop + '_ {
+        self.lock()
+    }
+
     /// Sets the size of the disk; none is endless.
     pub fn set_capacity_bytes(&self, capacity: Option<u64>) {
         self.lock().capacity_bytes = capacity;

@@ -3,6 +3,7 @@
 mod damage;
 mod format;
 mod model;
+mod verify;
 
 use std::path::Path;
 
@@ -27,6 +28,10 @@ fn metrics() -> LogMetrics {
 
 fn open_simulated(disk: &SimulatedDisk) -> (Log, Recovery) {
     Log::open(Box::new(disk.open()), LogOptions::default(), metrics()).unwrap()
+}
+
+fn is_no_space(error: &LogError) -> bool {
+    matches!(error, LogError::Store(StoreError::NoSpace { .. }))
 }
 
 fn open_sled(dir: &Path) -> (Log, Recovery) {
@@ -135,6 +140,32 @@ fn offsets_are_dense_over_groups_syncs_and_starts() {
 }
 
 #[test]
+fn a_log_at_its_limit_takes_nothing_until_an_epoch_is_trimmed() {
+    let disk = SimulatedDisk::new();
+    let options = LogOptions { limit_bytes: 40_000, compression: Compression::None, ..LogOptions::default() };
+    let store = Box::new(disk.open().with_epoch_bytes(10_000));
+    let (mut log, _) = Log::open(store, options, metrics()).unwrap();
+    let mut taken = 0;
+    let full = loop {
+        log.append(vec![batch("vehicle", 0, taken..taken + 50)]);
+        taken += 50;
+        match log.sync() {
+            Ok(committed) => assert!(!committed.groups.is_empty()),
+            Err(full) => break full,
+        }
+        assert!(taken < 10_000, "never full");
+    };
+    assert!(full.to_string().contains("of at most 40000 (log.limit_bytes)"), "{full}");
+    assert!(log.stats().size_bytes < 60_000, "{:?}", log.stats());
+    assert!(matches!(log.sync(), Err(LogError::Full { .. })));
+    // What is there can be read, and goes when Kafka has it.
+    let (groups, _) = read_all(&mut log, EntrySeq(0));
+    assert_eq!(ids(&groups), (0..taken - 50).collect::<Vec<_>>());
+    assert!(log.trim(log.epochs[1].0).unwrap() > 0);
+    assert_eq!(ids(&log.sync().unwrap().groups), (taken - 50..taken).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_largest_record_fits_an_entry_without_compression() {
     for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
         let options = LogOptions { compression, ..LogOptions::default() };
@@ -235,7 +266,7 @@ fn a_full_disk_keeps_records_in_memory_until_a_trim_has_made_room() {
             break error;
         }
     };
-    assert!(error.is_no_space());
+    assert!(is_no_space(&error));
     assert!(log.stats().pending_groups > 0);
     let middle = log.epochs[log.epochs.len() / 2].0;
     let acknowledged = ids(&read_all(&mut log, EntrySeq(0)).0).len() as u64;
@@ -274,7 +305,7 @@ fn a_trim_spares_the_last_durable_epoch_while_nothing_in_the_new_one_is() {
     let (mut log, _) = open_simulated(&disk);
     disk.set_capacity_bytes(Some(log.stats().size_bytes + 1));
     log.append(vec![batch("vehicle", 0, 10..20)]);
-    assert!(log.sync().unwrap_err().is_no_space());
+    assert!(is_no_space(&log.sync().unwrap_err()));
     assert_eq!(log.stats().epochs, 2, "the new one is there and holds nothing durable");
     assert_eq!(log.trim(log.end()).unwrap(), 0);
     drop(log);
@@ -355,7 +386,7 @@ fn a_checkpoint_tells_the_offsets_at_its_place_and_not_those_of_later_groups() {
         log.append(vec![batch("vehicle", partition, first..first + 60)]);
     }
     disk.set_capacity_bytes(Some(5_000));
-    assert!(log.sync().unwrap_err().is_no_space());
+    assert!(is_no_space(&log.sync().unwrap_err()));
     assert!(log.stats().epochs > 1);
     drop(log);
     disk.crash(0);

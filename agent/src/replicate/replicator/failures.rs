@@ -120,6 +120,7 @@ impl Replicator {
         self.next = self.acknowledged();
         self.tokens.clear();
         self.entries.clear();
+        self.tell_again();
         self.pinned_bytes = 0;
         self.sent_bytes = 0;
         for lane in &mut self.lanes {

@@ -139,17 +139,25 @@ pub(super) enum Exchanged {
 }
 
 impl Connection {
-    /// Connects to `broker` with the session of `source`.
+    /// Connects to `broker` with the session of `source`, or with `clean` to a new one.
     ///
     /// # Errors
     /// [`ConnectionError`]; the caller waits and tries the next broker.
-    pub(super) async fn open(broker: &Broker, source: &MqttSource) -> Result<Self, ConnectionError> {
-        timeout(CONNECT_TIMEOUT, Self::open_untimed(broker, source))
+    pub(super) async fn open(
+        broker: &Broker,
+        source: &MqttSource,
+        clean: bool,
+    ) -> Result<Self, ConnectionError> {
+        timeout(CONNECT_TIMEOUT, Self::open_untimed(broker, source, clean))
             .await
             .unwrap_or(Err(ConnectionError::ConnectTimeout))
     }
 
-    async fn open_untimed(broker: &Broker, source: &MqttSource) -> Result<Self, ConnectionError> {
+    async fn open_untimed(
+        broker: &Broker,
+        source: &MqttSource,
+        clean: bool,
+    ) -> Result<Self, ConnectionError> {
         // Read for each connection, so that a new password or certificate needs no restart.
         let tls = broker.tls.then(|| tls::connector(broker, &source.tls)).transpose()?;
         let password = source.login.as_ref().and_then(|login| login.password.as_ref());
@@ -177,7 +185,8 @@ impl Connection {
             ack: ConnAck::default(),
         };
         let password = password.as_ref().map_or("", Secret::expose);
-        connection.writer.connect(source, source.login.as_ref().map(|login| (&*login.user, password)));
+        let login = source.login.as_ref().map(|login| (&*login.user, password));
+        connection.writer.connect(source, login, clean);
         connection.ack = match connection.conn_ack().await {
             Err(error) if !broker.tls && error.is_end() => return Err(ConnectionError::ClosedUnanswered),
             answer => answer?,

@@ -47,15 +47,19 @@ use self::{
 };
 use super::{SourceContext, backoff::Backoff};
 use crate::{
-    config::{self, MqttSource},
+    config::{self, Broker, MqttSource},
     decode::mqtt::Router,
     env::Monotonic,
+    gap::Gap,
     intake::{IntakeClosed, Reservation},
     record::{Received, Record},
 };
 
 /// Longest time that a shutdown waits for acknowledgements.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time that a DISCONNECT may take to leave.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest time that a broker may take to answer SUBSCRIBE.
 const SUBACK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -72,6 +76,22 @@ const READ_PAUSE: Duration = Duration::from_millis(2);
 
 /// Upper bound of a wait that has no deadline.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// Connects to `broker` as `wayside check --connect` does, and hangs up: under a client id of its own and with a session
+/// that ends, so that an agent that runs keeps its connection and its session. Subscribes to nothing: a shared
+/// subscription would take messages away. Says what it found; takes 10 s at most.
+///
+/// # Errors
+/// Why the broker cannot be had.
+pub async fn reach(broker: &Broker, source: &MqttSource) -> Result<String, String> {
+    let client_id = format!("{}-check", source.client_id);
+    let source = MqttSource { client_id, session_expiry_s: 0, ..source.clone() };
+    let mut connection = Connection::open(broker, &source, true).await.map_err(|error| error.to_string())?;
+    connection.writer.disconnect();
+    // The broker has said what was asked.
+    let _ = timeout(DISCONNECT_TIMEOUT, connection.flush()).await;
+    Ok(format!("accepts us as client {}", source.client_id))
+}
 
 /// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
 /// dead letters.
@@ -154,7 +174,7 @@ impl Source {
             let opened = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|asked| *asked) => break,
-                opened = Connection::open(&self.config.brokers[broker], &self.config) => opened,
+                opened = Connection::open(&self.config.brokers[broker], &self.config, false) => opened,
             };
             let (failed, error) = match opened {
                 Ok(connection) => {
@@ -374,7 +394,9 @@ impl Source {
             };
             match packet {
                 Packet::Publish(publish) => self.take_message(now, received, publish),
-                Packet::Oversize { publish, size_bytes } => self.drop_oversize(now, &publish, size_bytes),
+                Packet::Oversize { publish, size_bytes } => {
+                    self.drop_oversize(now, received, &publish, size_bytes);
+                }
                 Packet::PubRel(packet_id) => {
                     self.deliveries.release(now, packet_id, &mut connection.writer);
                 }
@@ -427,13 +449,19 @@ impl Source {
         }
     }
 
-    fn drop_oversize(&mut self, now: Monotonic, publish: &Publish, size_bytes: usize) {
+    fn drop_oversize(&mut self, now: Monotonic, received: Received, publish: &Publish, size_bytes: usize) {
         let (source, topic) = (&self.config.name, String::from_utf8_lossy(&publish.topic));
         error!(source, %topic, size_bytes, "message dropped: larger than max_packet_bytes");
         self.context.counters.dropped("oversize");
         // Answered in its turn: unanswered, it would stand in the broker's queue for ever.
-        if let Arrival::New(Some(answer)) | Arrival::Known(answer) = self.deliveries.arrive(now, publish) {
-            self.group.answers.push(answer);
+        match self.deliveries.arrive(now, publish) {
+            Arrival::Known(answer) => self.group.answers.push(answer),
+            Arrival::New(answer) => {
+                self.group.answers.extend(answer);
+                let gap = Gap::of_oversize().record(received, source);
+                self.context.counters.record(&gap);
+                self.group.records.push(gap);
+            }
         }
     }
 

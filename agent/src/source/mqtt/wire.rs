@@ -347,14 +347,14 @@ impl Writer {
         self.buffer.is_empty()
     }
 
-    /// CONNECT to the persistent session of `source`, with user and password if there are any.
-    pub(super) fn connect(&mut self, source: &MqttSource, login: Option<(&str, &str)>) {
+    /// CONNECT to the persistent session of `source`, or with `clean` to a new one, with user and password if there are any.
+    pub(super) fn connect(&mut self, source: &MqttSource, login: Option<(&str, &str)>, clean: bool) {
         let keep_alive = u16::try_from(source.keep_alive.as_secs()).unwrap_or(u16::MAX);
         match self.version {
             MqttVersion::V3 => {
                 let mut connect = v3::v4::Connect::new(source.client_id.as_str());
                 connect.keep_alive = keep_alive;
-                connect.clean_session = false;
+                connect.clean_session = clean;
                 connect.login = login.map(|(user, password)| v3::v4::Login {
                     username: user.to_owned(),
                     password: password.to_owned(),
@@ -370,7 +370,7 @@ impl Writer {
                 let connect = v5::v5::Connect {
                     keep_alive,
                     client_id: source.client_id.clone(),
-                    clean_start: false,
+                    clean_start: clean,
                     properties: Some(properties),
                 };
                 let login = login.map(|(user, password)| v5::v5::Login {

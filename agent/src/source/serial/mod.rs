@@ -14,6 +14,7 @@
 mod line;
 mod native;
 mod nmea;
+mod reach;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use tokio_serial::{SerialPortBuilder, SerialStream};
 use tracing::{debug, info, warn};
 use wayside_protocol::link::ACK_DELAY_US;
 
+pub use self::reach::reach;
 use self::{
     line::{Line, Now},
     native::{NativeConfig, NativeLine},

@@ -25,6 +25,7 @@ use crate::{
         native::{self, Identity, uid_device},
     },
     env::Monotonic,
+    gap::Gap,
     intake::{Acknowledgement, Ticket, Unacknowledged},
     record::{ClockQuality, Record, UnixMicros},
     source::metrics::SourceCounters,
@@ -139,6 +140,8 @@ impl Queue {
                 let Lost { uid, boot, first, last } = lost;
                 let device = format!("{uid:016x}");
                 warn!(source = config.source, device, boot, first, last, "the device has lost readings");
+                let gap = Gap::of_device(uid_device(uid), boot, first, last);
+                self.records.push(gap.record(now.received, &config.source));
                 self.delivered(uid, boot, last);
             }
             Event::Log { uid, level, text } => {

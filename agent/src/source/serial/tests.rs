@@ -22,7 +22,7 @@ use wayside_protocol::{
 
 use super::*;
 use crate::{
-    config::{Backoff, Value},
+    config::{Backoff, GAPS_STREAM, Value},
     record::{ContentType, DeviceId, StreamName},
     source::testing::{FakePipeline, on_one_thread, within},
 };
@@ -204,6 +204,41 @@ fn readings_come_in_order_and_are_acknowledged_only_after_the_commit() {
         pipeline.acknowledge_all();
         mcu.talk(&cable, "the acknowledgement", |mcu| mcu.device.pending() == 0).await;
         assert_eq!(pipeline.rest(), []);
+    });
+}
+
+#[test]
+fn what_a_device_had_to_drop_becomes_a_gap_record_with_its_count() {
+    on_one_thread(async {
+        let socket = Socket::new();
+        let cable = socket.plug();
+        let mut pipeline = socket.native();
+        let mut mcu = Microcontroller::new(0xabc, 7);
+        mcu.reading(b"known");
+        mcu.talk(&cable, "the first reading", |mcu| {
+            pipeline.rest();
+            pipeline.acknowledge_all();
+            mcu.device.pending() == 0
+        })
+        .await;
+        // More than the ring holds, while nobody answers.
+        for n in 0..100 {
+            mcu.reading(&[n]);
+        }
+        let lost = mcu.device.counters().lost;
+        assert!(lost > 0, "the ring holds 100 readings");
+        let mut records = Vec::new();
+        mcu.talk(&cable, "the gap and the rest", |mcu| {
+            records.extend(pipeline.rest());
+            pipeline.acknowledge_all();
+            mcu.device.pending() == 0
+        })
+        .await;
+        assert_eq!(records.len(), 101 - usize::try_from(lost).expect("few"));
+        let gap: serde_json::Value = serde_json::from_slice(&records[0].value).expect("a gap comes first");
+        let told = (&gap["reason"], &gap["count"], &gap["device"], &gap["boot"]);
+        assert_eq!(told, (&"device_lost".into(), &lost.into(), &"0000000000000abc".into(), &7.into()));
+        assert_eq!(records[0].stream.as_str(), GAPS_STREAM);
     });
 }
 
@@ -403,5 +438,25 @@ fn nmea_beyond_the_room_is_dropped_and_counted() {
         pipeline.metric_like(dropped).await;
         pipeline.free_room();
         pipeline.record().await;
+    });
+}
+
+#[test]
+fn a_check_says_whether_a_port_can_be_read() {
+    on_one_thread(async {
+        let socket = Socket::new();
+        let mut config = socket.config(SerialProtocol::Native, Value::Raw);
+        let err = |config: &SerialSource| reach(config).expect_err("cannot be read");
+        assert!(err(&config).contains("No such file"), "{}", err(&config));
+        let cable = socket.plug();
+        assert!(reach(&config).is_ok_and(|found| found.contains("free serial port")), "{:?}", reach(&config));
+        let user =
+            SerialStream::open(&builder(&config, &socket.path().display().to_string())).expect("opens");
+        assert!(err(&config).contains(&format!("process {}", std::process::id())), "{}", err(&config));
+        drop((user, cable));
+        config.path = "/dev/null".into();
+        assert_eq!(err(&config), "is no serial port");
+        config.path = "/".into();
+        assert_eq!(err(&config), "is no device");
     });
 }

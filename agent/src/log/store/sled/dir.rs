@@ -7,6 +7,7 @@
 //! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. The newest epoch without it acknowledged nothing
 //! <dir>/del-<id:016x>/       an epoch that is being deleted
 //! <dir>/bad-<id:016x>/       an epoch that could not be read; for an operator to look at and remove
+//! <dir>/repair-<time>/       what `wayside log repair` took out or changed; for an operator to look at and remove
 //! ```
 //! Everything else in it belongs to somebody else and is left alone.
 
@@ -22,8 +23,12 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 
 use crate::log::store::{EntrySeq, EpochId};
 
-const MARKER: &str = "synced";
+pub(in crate::log) const MARKER: &str = "synced";
 const BALLAST: &str = "ballast";
+const LOCK: &str = "lock";
+
+/// What the engine has in the directory beside epochs.
+pub(in crate::log) const OWN_FILES: [&str; 2] = [LOCK, BALLAST];
 
 /// Times that a lock in use is asked for again, [`LOCK_PAUSE`] apart: an agent that was just killed holds it until the
 /// kernel has taken it apart.
@@ -52,7 +57,7 @@ pub enum OpenError {
 
 /// The directory, locked for as long as this lives.
 #[derive(Debug)]
-pub(super) struct DataDir {
+pub(in crate::log) struct DataDir {
     path: PathBuf,
     ballast_bytes: u64,
     _lock: File,
@@ -60,7 +65,7 @@ pub(super) struct DataDir {
 
 impl DataDir {
     /// Creates the directory if it is missing, closes it to everybody else, and locks it.
-    pub(super) fn open(path: &Path, ballast_bytes: u64) -> Result<Self, OpenError> {
+    pub(in crate::log) fn open(path: &Path, ballast_bytes: u64) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { dir: path.into(), source };
         let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
         // What devices say about people is nobody's but the agent's.
@@ -78,7 +83,7 @@ impl DataDir {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(path.join("lock"))
+            .open(path.join(LOCK))
             .map_err(failed)?;
         let mut tries = 0;
         loop {
@@ -93,6 +98,16 @@ impl DataDir {
             }
         }
         Ok(Self { path: path.into(), ballast_bytes, _lock: lock })
+    }
+
+    /// Whether the directory has the file of the lock.
+    pub(in crate::log) fn has_lock(path: &Path) -> bool {
+        path.join(LOCK).exists()
+    }
+
+    /// Makes the names in it durable.
+    pub(in crate::log) fn sync(&self) -> io::Result<()> {
+        sync_dir(&self.path)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -175,7 +190,7 @@ impl DataDir {
     }
 
     /// Makes the files of an epoch whose data is synced already stay: names, `conf`, marker.
-    pub(super) fn mark_synced(&self, epoch: EpochId) -> io::Result<()> {
+    pub(in crate::log) fn mark_synced(&self, epoch: EpochId) -> io::Result<()> {
         let path = self.epoch(epoch);
         File::create(path.join(MARKER))?;
         sync_all(&path)?;
@@ -196,7 +211,7 @@ impl DataDir {
     }
 
     /// Puts an epoch aside under a name of its own.
-    pub(super) fn quarantine(&self, epoch: EpochId) -> io::Result<()> {
+    pub(in crate::log) fn quarantine(&self, epoch: EpochId) -> io::Result<()> {
         let name = format!("bad-{:016x}", epoch.0.0);
         let mut aside = self.path.join(&name);
         let mut copy = 1;

@@ -19,8 +19,9 @@ use std::{
 };
 
 use super::{ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, SLOW_OPENS_MAX, StoreError, StoredEntry};
-use dir::DataDir;
+pub(in crate::log) use dir::DataDir;
 pub use dir::OpenError;
+pub(in crate::log) use dir::{MARKER, OWN_FILES};
 use epoch::{ReadEpoch, WriteEpoch};
 use guard::Failure;
 
@@ -28,7 +29,7 @@ use guard::Failure;
 const _: () = assert!(ENTRY_BYTES_MAX + 4096 <= guard::SEGMENT_BYTES / 4);
 
 /// A file system in memory.
-const MEMORY_DIR: &str = "/dev/shm";
+pub(in crate::log) const MEMORY_DIR: &str = "/dev/shm";
 
 /// Bounds of the engine.
 #[derive(Clone, Debug)]
@@ -332,6 +333,16 @@ pub(in crate::log) fn parse_epoch(name: &str) -> Option<EpochId> {
 /// The epoch that a directory of this name holds, put aside.
 pub(in crate::log) fn parse_quarantined(name: &str) -> Option<EpochId> {
     dir::parse(name, "bad-")
+}
+
+/// The epoch that a directory of this name held before its deletion was begun.
+pub(in crate::log) fn parse_half_deleted(name: &str) -> Option<EpochId> {
+    dir::parse(name, "del-")
+}
+
+/// Whether a sync of the epoch at `path` has completed. Where the disk does not say, it has: as at a start.
+pub(in crate::log) fn is_synced(path: &Path) -> bool {
+    path.join(MARKER).try_exists().unwrap_or(true)
 }
 
 fn io_error(action: &str, path: &Path, source: io::Error) -> StoreError {

@@ -8,7 +8,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::source::testing::{free_address, on_one_thread, within};
+use crate::{
+    config::GAPS_STREAM,
+    source::testing::{free_address, on_one_thread, within},
+};
 
 /// The broker's side of one connection, MQTT 5.
 struct Peer {
@@ -300,12 +303,16 @@ fn at_receive_maximum_the_commit_is_asked_for() {
 }
 
 #[test]
-fn a_message_beyond_the_limit_is_counted_answered_and_harms_no_other() {
+fn a_message_beyond_the_limit_is_answered_when_its_gap_is_durable_and_harms_no_other() {
     on_one_thread(async {
         let (listener, config) = listen().await;
         let mut pipeline = start(config);
         let mut peer = Peer::accept_and_grant(&listener).await;
         peer.publish(QoS::AtLeastOnce, 1, false, &"x".repeat(100_000)).await;
+        let (_, gap) = pipeline.record().await;
+        assert_eq!(gap.stream.as_str(), GAPS_STREAM);
+        assert!(gap.value.starts_with(br#"{"reason":"oversize","count":1"#), "{:?}", gap.value);
+        pipeline.acknowledge_all();
         assert_eq!(peer.packet().await, puback(1));
         peer.publish(QoS::AtLeastOnce, 2, false, "small").await;
         assert_eq!(pipeline.record().await.1.value, "small");
@@ -438,4 +445,24 @@ fn rumqttc_properties() -> v5::ConnAckProperties {
         authentication_method: None,
         authentication_data: None,
     }
+}
+
+#[test]
+fn a_check_takes_no_session_away_and_leaves_none() {
+    on_one_thread(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let config =
+            config(MqttVersion::V5, Qos::AtLeastOnce, &[listener.local_addr().expect("bound").port()]);
+        let broker = async {
+            let (mut peer, connect) = Peer::accept(&listener, false).await;
+            let left = peer.packet().await;
+            (connect, left)
+        };
+        let (found, (connect, left)) = tokio::join!(reach(&config.brokers[0], &config), broker);
+        assert_eq!(found, Ok("accepts us as client wayside-test-check".into()));
+        assert_eq!(connect.client_id, "wayside-test-check", "not the agent's own");
+        assert!(connect.clean_start);
+        assert_eq!(connect.properties.expect("properties").session_expiry_interval, Some(0));
+        assert!(matches!(left, v5::Packet::Disconnect(_)), "{left:?}");
+    });
 }

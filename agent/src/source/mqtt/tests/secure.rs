@@ -242,3 +242,25 @@ fn tls_and_no_tls_at_the_wrong_port_say_so() {
         within("a failure", async { no_mqtt.state("a failure", |state| state.error.is_some()).await }).await;
     });
 }
+
+#[test]
+fn a_check_shows_certificate_and_password_and_says_which_of_them_is_wrong() {
+    on_one_thread(async {
+        let files = Files::new();
+        files.certificate(&files.authority("ca"), "broker", "127.0.0.1", Age::Good);
+        let options = files.tls() + &files.passwords("correct horse").replace("user root\n", "");
+        let Some(broker) = Mosquitto::start(&options) else { return };
+        let mut config = files.source("127.0.0.1", broker.port());
+        config.login = Some(Login { user: "agent".into(), password: Some(files.secret("password")) });
+        let found = reach(&config.brokers[0], &config).await.expect_err("no password yet");
+        assert!(found.starts_with("source.mqtt[0].password: "), "{found}");
+        files.write("password", "battery staple");
+        let found = reach(&config.brokers[0], &config).await.expect_err("a wrong password");
+        assert!(found.contains("the broker does not let us in"), "{found}");
+        files.write("password", "correct horse");
+        reach(&config.brokers[0], &config).await.expect("all is right");
+        files.authority("ca");
+        let found = reach(&config.brokers[0], &config).await.expect_err("another CA");
+        assert!(found.contains("not signed by a CA that we trust"), "{found}");
+    });
+}

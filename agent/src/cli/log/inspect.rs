@@ -6,9 +6,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::Progress;
 use crate::{
     log::inspect::{self, EpochReport},
     record::{Offset, PartitionId, StreamName},
@@ -23,19 +23,18 @@ pub(super) fn print(dir: &Path, json: bool) -> anyhow::Result<()> {
     // The cursor first: read behind the epochs it could name entries that they did not have.
     let cursor = Cursor::load(&dir.join(cursor::FILE_NAME)).context("cannot read the cursor")?;
     let listed = inspect::list(dir).context("cannot list the log")?;
-    let progress = ProgressBar::new(listed.epochs.len().try_into().unwrap_or(u64::MAX));
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} epochs, {eta} left") {
-        progress.set_style(style);
-    }
+    let progress = Progress::new("epochs");
+    let stop = super::signals()?;
     let mut epochs = Vec::new();
-    for epoch in listed.epochs {
+    for (index, &epoch) in listed.epochs.iter().enumerate() {
+        anyhow::ensure!(!stop.is_set(), "interrupted");
+        progress.at(index, listed.epochs.len());
         epochs.extend(inspect::epoch(dir, epoch).with_context(|| format!("cannot look into epoch {epoch}"))?);
-        progress.inc(1);
     }
-    progress.finish_and_clear();
+    drop(progress);
     let mut out = io::stdout().lock();
     if json {
-        let quarantined: Vec<_> = listed.quarantined.iter().map(ToString::to_string).collect();
+        let quarantined: Vec<_> = listed.quarantined.keys().collect();
         let epochs: Vec<_> = epochs.iter().map(epoch_json).collect();
         let report = json!({
             "epochs": epochs,
@@ -47,8 +46,8 @@ pub(super) fn print(dir: &Path, json: bool) -> anyhow::Result<()> {
         for epoch in &epochs {
             write_epoch(&mut out, epoch)?;
         }
-        for epoch in &listed.quarantined {
-            writeln!(out, "{epoch}  put aside: damaged")?;
+        for name in listed.quarantined.keys() {
+            writeln!(out, "{name}  put aside: damaged")?;
         }
         write_cursor(&mut out, cursor.as_ref())?;
     }
@@ -93,7 +92,7 @@ fn to_f64(bytes: u64) -> f64 {
     bytes as f64
 }
 
-fn partition_json(stream: &StreamName, partition: PartitionId) -> Value {
+pub(super) fn partition_json(stream: &StreamName, partition: PartitionId) -> Value {
     json!({ "stream": stream.as_str(), "partition": partition.0 })
 }
 
@@ -118,7 +117,7 @@ fn epoch_json(epoch: &EpochReport) -> Value {
     })
 }
 
-fn cursor_json(cursor: &Cursor) -> Value {
+pub(super) fn cursor_json(cursor: &Cursor) -> Value {
     let acknowledged = cursor.acknowledged.iter().map(|((stream, partition), Offset(offset))| {
         let mut entry = partition_json(stream, *partition);
         entry["acknowledged_offset"] = (*offset).into();

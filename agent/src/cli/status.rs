@@ -1,0 +1,353 @@
+//! `wayside status`: how the running agent is, asked over its HTTP endpoint.
+//!
+//! The exit code is that of a Nagios plugin: 0 ok, 1 warning, 2 critical, 3 unknown.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Read, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use indicatif::{HumanBytes, HumanDuration};
+
+use crate::{
+    config::check,
+    env::{Clock, SystemClock},
+    telemetry::health::HealthReport,
+};
+
+/// Longest wait for the whole answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest answer that is read.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Configuration file of the agent, for telemetry.listen.
+    #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
+    config: PathBuf,
+    /// Where the agent is instead: http://HOST:PORT.
+    #[arg(long, conflicts_with = "config")]
+    url: Option<String>,
+    /// One JSON object instead of the table: what /healthz answers.
+    #[arg(long)]
+    json: bool,
+    /// Warns when more records than this wait for Kafka.
+    #[arg(long, value_name = "RECORDS", default_value_t = 100_000)]
+    warn_backlog_records: u64,
+    /// Warns when the oldest record on its way to Kafka is older than this, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600)]
+    warn_backlog_age_seconds: u64,
+}
+
+/// How it is, with the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Severity {
+    Ok = 0,
+    Warning = 1,
+    Critical = 2,
+    /// The agent does not answer: what it stores and sends nobody knows.
+    Unknown = 3,
+}
+
+impl Severity {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Warning => "WARNING",
+            Self::Critical => "CRITICAL",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// Prints the state to standard output.
+pub(super) fn print(args: &StatusArgs) -> ExitCode {
+    let (severity, text) = match ask(args) {
+        Ok(report) => {
+            let (severity, reasons) = judge(args, &report);
+            let text = if args.json {
+                format!("{}\n", serde_json::to_string_pretty(&report).unwrap_or_default())
+            } else {
+                table(severity, &reasons, &report)
+            };
+            (severity, text)
+        }
+        Err(failure) if args.json => {
+            eprintln!("wayside: {failure:#}");
+            (Severity::Unknown, String::new())
+        }
+        Err(failure) => (Severity::Unknown, format!("{}: {failure:#}\n", Severity::Unknown.as_str())),
+    };
+    // The exit code says it to whoever does not read.
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::from(severity as u8)
+}
+
+fn ask(args: &StatusArgs) -> anyhow::Result<HealthReport> {
+    let address = match &args.url {
+        Some(url) => address(url)?,
+        None => {
+            let checked = check::load(&args.config).with_context(|| args.config.display().to_string())?;
+            let listen = checked
+                .config
+                .telemetry
+                .listen
+                .context("the agent has no HTTP endpoint (telemetry.listen is empty)")?;
+            reachable(listen)
+        }
+    };
+    let clock = SystemClock::new();
+    let body = get(address, &clock).with_context(|| format!("the agent does not answer at {address}"))?;
+    serde_json::from_slice(&body)
+        .with_context(|| format!("what answers at {address} is no agent of this version"))
+}
+
+/// The address in `http://HOST:PORT`, with or without a path.
+fn address(url: &str) -> anyhow::Result<SocketAddr> {
+    let rest = url.strip_prefix("http://").with_context(|| format!("{url} does not begin with http://"))?;
+    let authority = rest.split('/').next().unwrap_or(rest);
+    let mut found = authority.to_socket_addrs().with_context(|| format!("{authority} is no HOST:PORT"))?;
+    found.next().with_context(|| format!("{authority} has no address"))
+}
+
+/// Where to reach what listens on `listen`, from the same machine.
+fn reachable(mut listen: SocketAddr) -> SocketAddr {
+    if listen.ip().is_unspecified() {
+        listen.set_ip(match listen.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listen
+}
+
+/// The body of `/healthz`. HTTP/1.0, so that the answer is not chunked and ends with the connection.
+fn get(address: SocketAddr, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
+    let deadline = clock.monotonic() + TIMEOUT;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("GET /healthz HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 16 * 1024];
+    loop {
+        let left = deadline.since(clock.monotonic());
+        ensure!(!left.is_zero(), "no whole answer within {} s", TIMEOUT.as_secs());
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error.into()),
+        }
+        ensure!(answer.len() <= ANSWER_BYTES_MAX, "the answer has more than {ANSWER_BYTES_MAX} bytes");
+    }
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("the answer is no HTTP")?;
+    let head = String::from_utf8_lossy(&answer[..end]);
+    // 503 says that commits fail, in the same words.
+    match head.split_whitespace().nth(1) {
+        Some("200" | "503") => Ok(answer.split_off(end + 4)),
+        _ => bail!("it answers {:?}", head.lines().next().unwrap_or_default()),
+    }
+}
+
+/// How bad it is, and everything that makes it so. That Kafka is away is what the log is for: it warns once more waits
+/// than the limits say.
+fn judge(args: &StatusArgs, report: &HealthReport) -> (Severity, Vec<String>) {
+    let mut found = Vec::new();
+    if report.commit.failing {
+        found.push((Severity::Critical, "commits fail: nothing is stored or acknowledged".to_owned()));
+    }
+    for source in &report.sources {
+        if !source.connected {
+            found.push((Severity::Warning, format!("source {} is down", source.name)));
+        } else if source.last_error.is_some() {
+            found.push((Severity::Warning, format!("source {} does not work as configured", source.name)));
+        }
+    }
+    for topic in report.replicate.waiting_topics.keys() {
+        found.push((Severity::Warning, format!("topic {topic} waits for an operator")));
+    }
+    let records = report.replicate.backlog_records;
+    if records > args.warn_backlog_records {
+        found.push((Severity::Warning, format!("{records} records wait for Kafka")));
+    }
+    let seconds = report.replicate.backlog_age_seconds;
+    if seconds > args.warn_backlog_age_seconds {
+        found.push((Severity::Warning, format!("records have waited for Kafka for {seconds} s")));
+    }
+    let severity = found.iter().map(|(severity, _)| *severity).max().unwrap_or(Severity::Ok);
+    (severity, found.into_iter().map(|(_, reason)| reason).collect())
+}
+
+fn table(severity: Severity, reasons: &[String], report: &HealthReport) -> String {
+    let mut text = String::new();
+    // A String takes all that is written to it.
+    let _ = write_table(&mut text, severity, reasons, report);
+    text
+}
+
+fn write_table(
+    out: &mut String,
+    severity: Severity,
+    reasons: &[String],
+    report: &HealthReport,
+) -> std::fmt::Result {
+    let HealthReport { version, uptime_seconds, clock, sources, commit, log, replicate, dropped, .. } =
+        report;
+    let reasons = if reasons.is_empty() { "all is well".into() } else { reasons.join("; ") };
+    writeln!(out, "{}: {reasons}", severity.as_str())?;
+    let uptime = HumanDuration(Duration::from_secs(*uptime_seconds));
+    writeln!(out, "agent      {version}, up {uptime}, clock {}", format!("{clock:?}").to_lowercase())?;
+    for source in sources {
+        let state = if source.connected { "up" } else { "down" };
+        writeln!(out, "source     {}  {state}{}", source.name, error(source.last_error.as_deref()))?;
+    }
+    let state = if commit.failing { "failing" } else { "works" };
+    writeln!(out, "commit     {state}  {} commits, {} failed tries", commit.commits, commit.failures)?;
+    let bytes = |bytes: Option<u64>| bytes.map_or("unknown".into(), |bytes| HumanBytes(bytes).to_string());
+    let (size, limit, free) = (HumanBytes(log.size_bytes), bytes(log.limit_bytes), bytes(log.free_bytes));
+    writeln!(out, "log        {size} of {limit} in {} epochs, {free} free on the disk", log.epochs)?;
+    let backlog = HumanBytes(replicate.backlog_bytes);
+    writeln!(
+        out,
+        "replicate  {} records ({backlog}) wait, the oldest for {} s{}",
+        replicate.backlog_records,
+        replicate.backlog_age_seconds,
+        error(replicate.last_error.as_deref())
+    )?;
+    for (topic, advice) in &replicate.waiting_topics {
+        writeln!(out, "topic      {topic}  {}", advice.escape_debug())?;
+    }
+    for dropped in dropped {
+        writeln!(
+            out,
+            "dropped    {} {}  {}  {} records",
+            dropped.stage, dropped.name, dropped.reason, dropped.records
+        )?;
+    }
+    Ok(())
+}
+
+fn error(last_error: Option<&str>) -> String {
+    last_error.map(|error| format!("  last error: {}", error.escape_debug())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, thread};
+
+    use super::*;
+    use crate::telemetry::health::{DropReport, tests::good};
+
+    fn args(url: String) -> StatusArgs {
+        StatusArgs {
+            config: PathBuf::new(),
+            url: Some(url),
+            json: false,
+            warn_backlog_records: 100,
+            warn_backlog_age_seconds: 60,
+        }
+    }
+
+    /// A server that gives one answer.
+    fn answering(answer: Vec<u8>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let count = stream.read(&mut request).unwrap();
+            assert!(request[..count].starts_with(b"GET /healthz HTTP/1.0\r\n"));
+            // A client that has read enough closes.
+            let _ = stream.write_all(&answer);
+        });
+        format!("http://{address}")
+    }
+
+    fn http(status: &str, body: &str) -> Vec<u8> {
+        format!("HTTP/1.0 {status}\r\ncontent-type: application/json\r\n\r\n{body}").into_bytes()
+    }
+
+    #[test]
+    fn a_report_is_read_over_http_also_when_commits_fail() {
+        for (status, failing) in [("200 OK", false), ("503 Service Unavailable", true)] {
+            let mut report = good();
+            report.commit.failing = failing;
+            let url = answering(http(status, &serde_json::to_string(&report).unwrap()));
+            assert_eq!(ask(&args(url)).unwrap(), report);
+        }
+    }
+
+    #[test]
+    fn what_is_no_agent_is_unknown_and_says_why() {
+        let cases = [
+            (http("404 Not Found", ""), "404"),
+            (http("200 OK", "{}"), "no agent of this version"),
+            (b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(), "no HTTP"),
+            (vec![b'x'; ANSWER_BYTES_MAX + 1024 * 1024], "more than"),
+        ];
+        for (answer, words) in cases {
+            let failure = format!("{:#}", ask(&args(answering(answer))).unwrap_err());
+            assert!(failure.contains(words), "{failure}");
+        }
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(ask(&args(format!("http://{nobody}"))).is_err());
+        assert!(ask(&args("https://localhost:1".into())).is_err());
+        assert_eq!(Severity::Unknown as u8, 3);
+    }
+
+    #[test]
+    fn each_trouble_has_its_severity() {
+        let args = args(String::new());
+        let check = |change: &dyn Fn(&mut HealthReport), severity, words: &str| {
+            let mut report = good();
+            change(&mut report);
+            let (found, reasons) = judge(&args, &report);
+            assert_eq!(found, severity, "{reasons:?}");
+            assert!(table(found, &reasons, &report).contains(words), "{}", table(found, &reasons, &report));
+        };
+        check(&|_| (), Severity::Ok, "OK: all is well\n");
+        check(&|report| report.sources[0].connected = false, Severity::Warning, "source broker is down");
+        check(
+            &|report| report.sources[0].last_error = Some("a\nb".into()),
+            Severity::Warning,
+            "last error: a\\nb",
+        );
+        check(&|report| report.replicate.backlog_records = 100, Severity::Ok, "100 records");
+        check(
+            &|report| report.replicate.backlog_records = 101,
+            Severity::Warning,
+            "101 records wait for Kafka",
+        );
+        check(&|report| report.replicate.backlog_age_seconds = 61, Severity::Warning, "for 61 s");
+        check(&|report| report.replicate.last_error = Some("no broker".into()), Severity::Ok, "no broker");
+        let waits = |report: &mut HealthReport| {
+            report.replicate.waiting_topics.insert("prod.vehicle".into(), "has 3 partitions".into());
+        };
+        check(&waits, Severity::Warning, "prod.vehicle  has 3 partitions");
+        check(&|report| report.commit.failing = true, Severity::Critical, "CRITICAL: commits fail");
+        let drops = |report: &mut HealthReport| {
+            let (stage, name, reason) = ("source".into(), "broker".into(), "too_large".into());
+            report.dropped.push(DropReport { stage, name, reason, records: 7 });
+        };
+        check(&drops, Severity::Ok, "dropped    source broker  too_large  7 records");
+    }
+
+    #[test]
+    fn an_endpoint_on_all_addresses_is_asked_on_loopback() {
+        let check = |listen: &str, expected: &str| {
+            assert_eq!(reachable(listen.parse().unwrap()), expected.parse().unwrap());
+        };
+        check("0.0.0.0:9464", "127.0.0.1:9464");
+        check("[::]:9464", "[::1]:9464");
+        check("10.0.0.1:80", "10.0.0.1:80");
+    }
+}
