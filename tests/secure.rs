@@ -64,6 +64,11 @@ debug = \"security,conf,broker\"
     let mut agent = Agent::new("secure", &kafka.sasl_ssl(), &sections);
     agent.start();
     agent.wait_health("replicate.sasl.password: ");
+    let found = agent.command_output(&["check", "--connect", "-c", "CONFIG"]);
+    assert!(
+        found.contains(&format!("failed  Kafka {}: replicate.sasl.password: ", kafka.sasl_ssl())),
+        "{found}"
+    );
 
     certificates.write("kafka.password", WRONG_PASSWORD);
     broker.wait_subscribed("building/+/+/occupancy");
@@ -88,6 +93,7 @@ debug = \"security,conf,broker\"
         agent.command_output(&["--help"]),
         agent.command_output(&["run", "--help"]),
         agent.command_output(&["check", "-c", "CONFIG"]),
+        agent.command_output(&["check", "--connect", "-c", "CONFIG"]),
     ] {
         for secret in [MQTT_PASSWORD, KAFKA_PASSWORD, WRONG_PASSWORD, key_line] {
             assert!(!text.contains(secret), "shows `{secret}`:\n{text}");
@@ -135,7 +141,9 @@ fn every_way_to_prove_who_we_are_is_taken_by_kafka() {
         Publisher::connect(&broker, "device").publish("building/1/room-1/occupancy", READING);
         let mut reader = kafka.reader(&agent.topic("occupancy"));
         assert_eq!(reader.wait_for(1, PATIENCE)[0].value, READING.as_bytes(), "{name}");
-        assert!(!agent.output().contains(TOKEN));
+        let found = agent.command_output(&["check", "--connect", "-c", "CONFIG"]);
+        assert!(found.contains(&format!("ok      Kafka {server}: 1 brokers")), "{name}: {found}");
+        assert!(!agent.output().contains(TOKEN) && !found.contains(TOKEN));
         agent.stop();
     }
 }
