@@ -8,7 +8,7 @@ use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::sim::{self, Load};
 use wayside_tests::{PATIENCE, kafka, note};
 
-const KILLS: u64 = 20;
+const KILLS: usize = 20;
 
 #[test]
 #[ignore = "needs Kafka and Mosquitto: tests/run"]
@@ -37,8 +37,9 @@ fn twenty_kills_under_load_lose_nothing_that_was_acknowledged() {
             let delivered = reader.records().len();
             reader.wait_for(delivered + 1, PATIENCE);
         }
-        // The moment itself is what the test varies: anywhere in some commits and transactions.
-        std::thread::sleep(Duration::from_millis(kill * 7919 % 400));
+        // The moment is what the test varies: anywhere in some commits, up to 400 ms of load.
+        let published = mqtt.acknowledged();
+        mqtt.wait_acknowledged(published + kill * 7919 % 200, PATIENCE);
         agent.kill();
         agent.start();
     }

@@ -75,34 +75,30 @@ fn a_log_at_its_limit_holds_back_what_comes_and_loses_nothing() {
     verify(&cluster, agent, &load);
 }
 
-#[test]
-#[ignore = "needs Kafka and Mosquitto: tests/run"]
-fn a_killed_broker_of_three_loses_nothing() {
+/// `harm` comes to a leader of the topic in the middle of the load.
+fn leader_comes_to_harm(name: &str, harm: impl FnOnce(&mut kafka::Cluster, usize)) {
     let mut cluster = kafka::exclusive();
     let broker = Mosquitto::start();
-    let agent = started("delivery-broker", &cluster, &broker);
+    let agent = started(name, &cluster, &broker);
     let mut load = load(&broker);
     let topic = agent.topic("vehicle-positions");
     cluster.reader(&topic).wait_for(1_000, PATIENCE);
     let leader = cluster.leader(&topic, 0);
-    cluster.kill(leader);
+    harm(&mut cluster, leader);
     load.finish(PATIENCE);
     verify(&cluster, agent, &load);
 }
 
 #[test]
 #[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn a_killed_broker_of_three_loses_nothing() {
+    leader_comes_to_harm("delivery-broker", kafka::Cluster::kill);
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
 fn a_broker_of_kafka_that_hangs_loses_nothing() {
-    let mut cluster = kafka::exclusive();
-    let broker = Mosquitto::start();
-    let agent = started("delivery-hang", &cluster, &broker);
-    let mut load = load(&broker);
-    let topic = agent.topic("vehicle-positions");
-    cluster.reader(&topic).wait_for(1_000, PATIENCE);
-    let leader = cluster.leader(&topic, 0);
-    cluster.pause(leader);
-    load.finish(PATIENCE);
-    verify(&cluster, agent, &load);
+    leader_comes_to_harm("delivery-hang", kafka::Cluster::pause);
 }
 
 #[test]

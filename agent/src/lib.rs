@@ -30,3 +30,5 @@ pub mod replicate;
 pub mod secret;
 pub mod source;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;

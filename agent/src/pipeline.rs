@@ -30,6 +30,7 @@ use crate::{
         metrics::{SourceHealth, SourceMetrics},
     },
     telemetry::{
+        backlog::BacklogCollector,
         health::{CommitReport, DropReport, HealthReport, LogReport, ReplicateReport, SourceReport},
         http,
         process::{ProcessCollector, capacity_bytes, free_bytes},
@@ -116,6 +117,8 @@ pub async fn run(
 
     // replicate: a thread of its own, from the cursor on.
     let replicate_health = replicate_metrics.health();
+    let backlog = BacklogCollector { log: log_metrics.clone(), replicate: replicate_health.clone() };
+    registry.register_collector(Box::new(backlog));
     let partitions = Arc::clone(&config);
     let replicate = Replicate {
         live: fresh,

@@ -31,13 +31,17 @@ impl Load {
         self.directory.path().join("ledger")
     }
 
+    /// Readings that the other side has acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        let ledger = std::fs::read(self.ledger()).unwrap_or_default();
+        ledger.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"acked\t")).count()
+    }
+
     /// Waits until the other side has acknowledged `count` readings.
     #[track_caller]
     pub fn wait_acknowledged(&mut self, count: usize, deadline: Duration) {
         wait_until(deadline, &format!("{count} acknowledged readings"), || {
-            let ledger = std::fs::read(self.ledger()).unwrap_or_default();
-            let acknowledged =
-                ledger.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"acked\t")).count();
+            let acknowledged = self.acknowledged();
             assert!(
                 acknowledged >= count || self.process.exit_status().is_none(),
                 "the load ended with {acknowledged} of {count} readings\n{}",

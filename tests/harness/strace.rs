@@ -88,11 +88,9 @@ impl Trace {
     /// Reads what [`command`] had written, complete to the end of process `pid`.
     #[track_caller]
     pub fn read(path: &Path, pid: u32) -> Self {
-        let end = format!("{pid} +++ exited with ");
         wait_until(Duration::from_secs(30), "strace has written all", || {
             let text = std::fs::read_to_string(path).expect("strace wrote its file");
-            let is_end = |line: &str| line.replace("  ", " ").starts_with(&end);
-            text.lines().rev().any(is_end).then(|| Self::parse(&text))
+            text.lines().rev().any(|line| is_end_of(pid, line)).then(|| Self::parse(&text))
         })
     }
 
@@ -163,6 +161,13 @@ impl Trace {
         }
         verdict
     }
+}
+
+/// Whether `line` says that `pid` has ended. strace pads a process id to five places.
+fn is_end_of(pid: u32, line: &str) -> bool {
+    line.split_once(' ').is_some_and(|(process, event)| {
+        process.parse() == Ok(pid) && event.trim_start().starts_with("+++ exited with ")
+    })
 }
 
 /// Whether a write to the log and, behind it, a sync of the same file lie between the two lines.
@@ -325,6 +330,19 @@ mod tests {
         assert_eq!(check(&[PUBLISH, WRITE, begins, returns, PUBACK]), (1, 0));
         assert_eq!(check(&[PUBLISH, WRITE, begins, PUBACK, returns]), (1, 1));
         assert_eq!(check(&[PUBLISH, begins, WRITE, returns, PUBACK]), (1, 1));
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_found_whatever_the_size_of_its_id() {
+        for line in
+            ["123456 +++ exited with 0 +++", "12345 +++ exited with 0 +++", "910   +++ exited with 1 +++"]
+        {
+            let pid = line.split(' ').next().unwrap().parse().unwrap();
+            assert!(is_end_of(pid, line), "{line}");
+            assert!(!is_end_of(pid + 1, line), "{line}");
+        }
+        assert!(!is_end_of(910, SYNC));
+        assert!(!is_end_of(8, SYNC));
     }
 
     #[test]

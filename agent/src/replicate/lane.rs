@@ -66,6 +66,46 @@ pub(super) struct NextRecord<'a> {
     pub(super) record: &'a Record,
 }
 
+/// Kafka refuses a whole batch for one record and does not say which. So it is looked for in ever smaller parts: after a
+/// refusal half as many records go at a time as were refused, until one is refused alone; then twice as many whenever
+/// all are settled. A batch of 100 000 gives up its one bad record after 17 restarts of the producer; one by one it would
+/// take hours.
+#[derive(Debug)]
+struct Window {
+    /// Records that may be under way together.
+    records: usize,
+    /// Of these, how many may still be sent before all have to be settled.
+    left: usize,
+    /// So many were refused together: not to be tried again soon.
+    too_many: usize,
+    /// How often all were settled since the last refusal.
+    settled: u32,
+}
+
+impl Window {
+    fn new(records: usize, too_many: usize) -> Self {
+        Self { records, left: records, too_many, settled: 0 }
+    }
+
+    /// The window for what follows, when all under way is settled. `None` where it would be larger than any batch.
+    fn next(mut self, settled: Settled) -> Option<Self> {
+        self.left = self.records;
+        if settled != Settled::Delivered {
+            return Some(self);
+        }
+        self.settled += 1;
+        // A topic may take no batch of this size, for none of its records.
+        if self.records * 2 < self.too_many || self.settled >= SETTLED_BEFORE_MORE {
+            self.records *= 2;
+            self.left = self.records;
+        }
+        (self.records <= WINDOW_MAX_RECORDS).then_some(self)
+    }
+}
+
+const WINDOW_MAX_RECORDS: usize = 1 << 17;
+const SETTLED_BEFORE_MORE: u32 = 64;
+
 /// One (stream, partition). Records come in order (`push`), go to the client in order (`sent`) and are acknowledged in
 /// order (`pop_settled`), whatever order the delivery reports have.
 #[derive(Debug)]
@@ -86,8 +126,10 @@ pub(super) struct Lane {
     pub(super) in_log: bool,
     /// Of such a lane: for each record not acknowledged the lane and offset that it tells of.
     pub(super) tells_of: VecDeque<(usize, Offset)>,
-    /// Below this offset records are sent one at a time: a batch with one of them was refused.
-    pub(super) alone_until: Offset,
+    /// While what was refused is looked for.
+    window: Option<Window>,
+    /// Records refused together since the producer was started.
+    refused: usize,
     /// The record with this offset gets this time or a later one: those before were refused.
     pub(super) restamp: Option<(Offset, Stamp)>,
     pending: VecDeque<Pending>,
@@ -114,7 +156,8 @@ impl Lane {
             untold: BTreeSet::new(),
             in_log: true,
             tells_of: VecDeque::new(),
-            alone_until: Offset(0),
+            window: None,
+            refused: 0,
             restamp: None,
             pending: VecDeque::new(),
             sent: VecDeque::new(),
@@ -143,12 +186,12 @@ impl Lane {
 
     /// The record to send next, unless it has to wait for those under way.
     pub(super) fn next(&self) -> Option<NextRecord<'_>> {
+        if self.window.as_ref().is_some_and(|window| window.left == 0) {
+            return None;
+        }
         let pending = self.pending.front()?;
         let batch = pending.batch();
         let offset = offset_of(batch, pending.record);
-        if (offset < self.alone_until && self.is_under_way()) || self.sends_alone() {
-            return None;
-        }
         Some(NextRecord { entry: pending.group.seq, offset, record: &batch.records[pending.record] })
     }
 
@@ -157,15 +200,19 @@ impl Lane {
         !self.sent.is_empty()
     }
 
-    /// Whether the client has a record that is to be alone in its batch.
-    fn sends_alone(&self) -> bool {
-        self.sent.front().is_some_and(|sent| sent.alone)
+    /// Whether its next record goes alone, so that a refusal is meant for that.
+    pub(super) fn sends_alone(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.records == 1)
     }
 
-    /// Whether a record is, or is next, to be alone in its batch.
-    pub(super) fn wants_alone(&self) -> bool {
-        let next = self.pending.front().map(|pending| offset_of(pending.batch(), pending.record));
-        self.sends_alone() || next.is_some_and(|offset| offset < self.alone_until)
+    /// Whether it has records that no other lane's may share a batch with: one of them was refused.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.window.is_some() && (self.is_under_way() || !self.pending.is_empty())
+    }
+
+    /// Notes that a record was refused, perhaps for another one of its batch.
+    pub(super) fn refused_with_others(&mut self) {
+        self.refused += 1;
     }
 
     /// Position that the next record sent will have.
@@ -176,6 +223,9 @@ impl Lane {
     /// Moves the next record over to those under way.
     pub(super) fn sent(&mut self, sent: Sent) {
         self.sent.push_back(sent);
+        if let Some(window) = &mut self.window {
+            window.left -= 1;
+        }
         let pending = self.pending.front_mut().expect("the record sent was the front's");
         pending.record += 1;
         if pending.record == pending.batch().records.len() {
@@ -195,6 +245,9 @@ impl Lane {
         let sent = self.sent.pop_front()?;
         self.first_position += 1;
         self.acknowledged = Offset(sent.offset.0 + 1);
+        if self.sent.is_empty() {
+            self.window = self.window.take().and_then(|window| window.next(settled));
+        }
         Some((sent, settled))
     }
 
@@ -205,6 +258,9 @@ impl Lane {
             self.end = self.acknowledged;
             self.tells_of.clear();
         }
+        let found = self.window.take().map(|window| Window::new(window.records, usize::MAX));
+        let refused = std::mem::take(&mut self.refused);
+        self.window = if refused == 0 { found } else { Some(Window::new((refused / 2).max(1), refused)) };
         self.pending.clear();
         self.first_position += self.sent.len() as u64;
         self.sent.clear();

@@ -355,7 +355,7 @@ impl Replicator {
             Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
             Err(error) => return Err(error),
         };
-        let alone = offset < lane.alone_until;
+        let alone = lane.sends_alone();
         let device = (alone || settled.is_some()).then(|| Box::new(record.device.clone()));
         let sent = Sent {
             offset,
@@ -384,16 +384,16 @@ impl Replicator {
         Ok(true)
     }
 
-    /// Whether a lane that may share its Kafka partition must not send now: a record is alone in its batch only if no
-    /// lane of the topic has another one under way.
+    /// Whether a lane that may share its Kafka partition must not send now: what is looked for in one lane must not be
+    /// in a batch with what another lane of the topic has under way.
     fn waits_for_others(&self, index: usize) -> bool {
         let lane = &self.lanes[index];
         let mut others =
             self.lanes.iter().enumerate().filter(|(i, other)| *i != index && other.topic == lane.topic);
-        if lane.wants_alone() {
+        if lane.is_suspect() {
             others.any(|(_, other)| other.is_under_way())
         } else {
-            others.any(|(_, other)| other.wants_alone())
+            others.any(|(_, other)| other.is_suspect())
         }
     }
 
@@ -562,5 +562,4 @@ fn size_bytes(group: &BatchGroup) -> usize {
 }
 
 #[cfg(test)]
-#[path = "replicator_tests.rs"]
 mod tests;

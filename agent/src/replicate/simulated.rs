@@ -46,6 +46,7 @@ struct State {
     leaderless: BTreeSet<Place>,
     refuses: Refuses,
     queue_limit: usize,
+    batch_limit: usize,
     topics: BTreeMap<String, NonZeroU16>,
     wanted: VecDeque<(String, NonZeroU16)>,
     queues: BTreeMap<Place, VecDeque<Taken>>,
@@ -77,6 +78,7 @@ pub fn cluster(seed: u64) -> (SimulatedCluster, SimulatedBrokers) {
         leaderless: BTreeSet::new(),
         refuses: Box::new(|_| None),
         queue_limit: usize::MAX,
+        batch_limit: 8,
         topics: BTreeMap::new(),
         wanted: VecDeque::new(),
         queues: BTreeMap::new(),
@@ -128,6 +130,11 @@ impl SimulatedBrokers {
         lock(&self.state).queue_limit = records;
     }
 
+    /// Most records of a batch; each has between one and so many.
+    pub fn set_batch_limit(&self, records: usize) {
+        lock(&self.state).batch_limit = records;
+    }
+
     /// Makes a topic, with other partitions than before if it was there.
     pub fn create_topic(&self, topic: &str, partitions: NonZeroU16) {
         lock(&self.state).topics.insert(topic.to_owned(), partitions);
@@ -160,9 +167,9 @@ impl SimulatedBrokers {
 }
 
 impl State {
-    /// Appends up to a few records of one partition as one batch, or lets it fail.
+    /// Appends some records of one partition as one batch, or lets it fail.
     fn append(&mut self, place: &Place) {
-        let limit = self.rng.random_range(1..=8);
+        let limit = self.rng.random_range(1..=self.batch_limit);
         let Some(queue) = self.queues.get_mut(place) else { return };
         let batch: Vec<Taken> = queue.drain(..limit.min(queue.len())).collect();
         if batch.is_empty() {

@@ -27,6 +27,7 @@ use crate::{
     env::{SystemClock, SystemEntropy},
     intake::{Acknowledgement, Intake, IntakeEvent, SourceIndex, Ticket},
     record::Record,
+    testing::left_out,
 };
 
 /// Longest wait for anything that must happen.
@@ -258,7 +259,7 @@ impl Mosquitto {
         dirs.push("/usr/sbin".into());
         let Some(program) = dirs.into_iter().map(|dir| dir.join("mosquitto")).find(|path| path.is_file())
         else {
-            eprintln!("skipped: needs `mosquitto` in PATH or /usr/sbin");
+            left_out("`mosquitto` in PATH or /usr/sbin");
             return None;
         };
         let address = free_address();

@@ -1,5 +1,6 @@
 //! Telemetry: the log of the agent itself, its metrics and its health.
 
+pub mod backlog;
 pub mod health;
 pub mod http;
 pub mod process;

@@ -52,6 +52,8 @@ impl<'a> HfpMessage<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -98,7 +100,9 @@ mod tests {
         let corpus = std::env::var("WAYSIDE_CORPUS")
             .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data").to_owned());
         let Ok(cases) = std::fs::read_dir(format!("{corpus}/hfp")) else {
-            eprintln!("skipped: needs recordings in {corpus}/hfp; set WAYSIDE_CORPUS");
+            // Not `eprintln!`, which the test runner keeps to itself when a test passes.
+            let mut stderr = std::io::stderr();
+            writeln!(stderr, "skipped: needs recordings in {corpus}/hfp; set WAYSIDE_CORPUS").unwrap();
             return;
         };
         let (mut lines, mut vehicles) = (0, std::collections::BTreeSet::new());

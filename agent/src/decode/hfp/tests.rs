@@ -1,12 +1,10 @@
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
     config::{Route, RouteDecode},
     decode::mqtt::Router,
+    testing::corpus,
 };
 
 const VP: &str =
@@ -95,14 +93,7 @@ fn what_is_no_hfp_is_an_error() {
 /// Real traffic of seven test cases, 2115 messages of HFP; door counts lie beside them.
 #[test]
 fn every_recorded_message_decodes() {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let folder = std::env::var_os("WAYSIDE_CORPUS").map_or(default, PathBuf::from).join("hfp");
-    if !folder.is_dir() {
-        return eprintln!(
-            "skipped: needs {}; WAYSIDE_CORPUS names the folder of recordings",
-            folder.display()
-        );
-    }
+    let Some(folder) = corpus("hfp") else { return };
     let router = |value| {
         let decode = RouteDecode::Hfp { stream: StreamName::new("hfp").unwrap() };
         Router::new("hsl", &[Route { topic_filter: "/hfp/v2/#".into(), decode, value }], 65536).unwrap()

@@ -107,22 +107,3 @@ proptest! {
         }
     }
 }
-
-/// Prints the cost of a decode. Ignored, because a figure is no property: run it with `--release -- --ignored`.
-#[test]
-#[ignore = "a measurement, not a test"]
-#[allow(clippy::disallowed_methods, reason = "measures real time")]
-fn cost_of_a_decode() {
-    let payload = Bytes::from(format!(
-        r#"{{"device":"room-4711","seq":123456,"time":"2024-02-13T16:32:59.931123Z","floor":3,"occupied":true,"people":4,"co2_ppm":713,"temperature_c":21.5,"humidity_percent":41.2,"note":"{}"}}"#,
-        "x".repeat(25)
-    ));
-    for value in [Value::Raw, Value::Json] {
-        let decoder = decoder(value);
-        let start = std::time::Instant::now();
-        for _ in 0..1_000_000 {
-            std::hint::black_box(decoder.decode("building/3/x/occupancy", &payload, RECEIVED).unwrap());
-        }
-        println!("{value:?}: {} bytes, {} ns each", payload.len(), start.elapsed().as_nanos() / 1_000_000);
-    }
-}

@@ -1,25 +1,11 @@
 //! Logs of real receivers, and what gpsd made of them (`<log>.chk`).
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
 use super::*;
-use crate::record::ClockQuality;
-
-/// The folder of recordings; `None`, saying so, where there is none.
-fn corpus(name: &str) -> Option<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let folder = std::env::var_os("WAYSIDE_CORPUS").map_or(default, PathBuf::from).join(name);
-    if !folder.is_dir() {
-        eprintln!("skipped: needs {}; WAYSIDE_CORPUS names the folder of recordings", folder.display());
-        return None;
-    }
-    Some(folder)
-}
+use crate::{record::ClockQuality, testing::corpus};
 
 fn route(value: Value) -> NmeaRoute {
     NmeaRoute {

@@ -73,21 +73,23 @@ fn an_agent_that_writes_all_the_time_does_not_make_a_whole_log_look_damaged() {
     let (mut log, _) = Log::open(Box::new(store.unwrap()), LogOptions::default(), metrics()).unwrap();
     commit(&mut log, 0..100);
     std::thread::scope(|scope| {
-        // Dropped by a failed assertion too, or the scope would wait for ever.
-        let (_done, ended) = std::sync::mpsc::channel::<()>();
+        // A round of writes for each look, beside it: a writer without a bound would outrun a slow machine's reader. Dropped
+        // by a failed assertion too, or the scope would wait for ever.
+        let (round, rounds) = std::sync::mpsc::sync_channel::<()>(0);
         scope.spawn(move || {
             let mut next = 100;
-            while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                commit(&mut log, next..next + 100);
-                next += 100;
-                if next % 5000 == 0 {
-                    log.trim(EntrySeq(log.end().0 / 2)).unwrap();
+            while rounds.recv().is_ok() {
+                for _ in 0..30 {
+                    commit(&mut log, next..next + 100);
+                    next += 100;
                 }
+                log.trim(EntrySeq(log.end().0.saturating_sub(60))).unwrap();
             }
         });
         let mut reader = DirReader::new(dir.path(), EntrySeq(0));
         let mut read = Vec::new();
         for _ in 0..20 {
+            round.send(()).unwrap();
             let found = check(dir.path());
             assert!(found.is_whole(), "{found:?}");
             read.extend(read_dir(&mut reader).0);

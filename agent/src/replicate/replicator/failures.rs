@@ -6,7 +6,6 @@ use super::Replicator;
 use crate::{
     config::Backoff,
     env::Monotonic,
-    record::Offset,
     replicate::{
         cluster::{DeliveryError, Refusal, Token},
         lane::Settled,
@@ -38,22 +37,21 @@ impl Replicator {
         }
     }
 
-    /// A whole batch is refused for one bad record in it. So its records are sent one at a time, and only one that is
-    /// refused alone is given up, or has the next of its times tried. False if there is nothing to do but to wait.
+    /// A whole batch is refused for one bad record in it. So its records are sent again in smaller parts, and only one
+    /// that is refused alone is given up, or has the next of its times tried. False if there is nothing to do but to
+    /// wait.
     fn on_refused(&mut self, index: usize, position: u64, refusal: Refusal) -> bool {
         let Self { lanes, topics, .. } = self;
         let lane = &mut lanes[index];
         let Some(sent) = lane.at(position) else { return true };
         let (offset, alone, stamp, skew_us) = (sent.offset, sent.alone, sent.stamp, sent.skew_us);
         if !alone {
-            lane.alone_until = lane.alone_until.max(Offset(offset.0 + 1));
+            lane.refused_with_others();
             return true;
         }
         match refusal {
             Refusal::Contents(reason) => {
                 sent.settled = Some(Settled::Dropped(reason));
-                // The others of the batch have a chance again to go together.
-                lane.alone_until = Offset(offset.0 + 1);
                 self.advance(index);
                 true
             }
@@ -62,7 +60,6 @@ impl Replicator {
                 lane.restamp = stamp.next().map(|next| (offset, next));
                 if lane.restamp.is_some() {
                     limits.refused(skew_us);
-                    lane.alone_until = Offset(offset.0 + 1);
                 } else {
                     // What was learnt by a wrong clock is wrong; and the other times come of age while it waits.
                     *limits = StampLimits::default();

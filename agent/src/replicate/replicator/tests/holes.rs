@@ -1,0 +1,123 @@
+//! What the log has lost is told to Kafka, and the cursor waits for it.
+
+use super::*;
+
+fn damaged(stream: &str, partition: i32, first: i64, last: i64) -> String {
+    let count = last - first + 1;
+    format!(
+        r#"{{"reason":"damaged","count":{count},"device":null,"stream":"{stream}","partition":{partition},"first_offset":{first},"last_offset":{last}}}"#
+    )
+}
+
+#[test]
+fn what_the_log_has_lost_is_told_by_partition_with_its_count() {
+    let mut world = World::new(1, 1 << 20);
+    for lanes in [vec![("a", 0, 2)], vec![("a", 0, 2), ("b", 1, 1)], vec![("a", 0, 2)], vec![("b", 1, 1)]] {
+        world.commit(&lanes, false);
+    }
+    world.commit(&[("a", 0, 1)], false);
+    world.lose(1);
+    world.lose(2);
+    world.replicator.probe(true);
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 5), damaged("b", 1, 0, 0)]);
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1, 6]);
+    assert_eq!(world.replicator.cursor().next, world.log_end);
+}
+
+#[test]
+fn the_cursor_does_not_pass_a_hole_before_kafka_was_told_of_it() {
+    let mut world = World::new(1, 1 << 20);
+    world.brokers.create_topic("test.gaps", NonZeroU16::new(4).unwrap());
+    (0..4).for_each(|partition| world.brokers.set_leader("test.gaps", PartitionId(partition), false));
+    for _ in 0..4 {
+        world.commit(&[("a", 0, 2)], false);
+    }
+    world.lose(1);
+    world.replicator.probe(true);
+    world.run_until("what is there is in Kafka", |w| offsets(&w.brokers, "a", 0) == [0, 1, 4, 5, 6, 7]);
+    for _ in 0..100 {
+        world.step();
+    }
+    let cursor = world.replicator.cursor();
+    assert_eq!(cursor.next, EntrySeq(1));
+    assert_eq!(cursor.acknowledged[&(stream("a"), PartitionId(0))], Offset(2));
+    world.save_cursor();
+    world.restart_agent();
+    (0..4).for_each(|partition| world.brokers.set_leader("test.gaps", PartitionId(partition), true));
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 3)]);
+    assert_eq!(world.replicator.cursor().next, world.log_end);
+}
+
+#[test]
+fn a_failure_of_the_producer_does_not_lose_a_gap() {
+    let mut world = World::new(1, 1 << 20);
+    for _ in 0..4 {
+        world.commit(&[("a", 0, 2)], false);
+    }
+    world.lose(1);
+    world.replicator.probe(true);
+    world.step();
+    world.brokers.fail_next("broker says no");
+    world.run_until_caught_up();
+    assert!(world.brokers.restarts() > 0);
+    assert!(world.gaps().contains(&damaged("a", 0, 2, 3)), "{:?}", world.gaps());
+}
+
+#[test]
+fn a_loss_at_the_end_of_the_log_is_told_though_nothing_follows() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], false);
+    world.commit(&[("a", 0, 3)], false);
+    world.lose(1);
+    world.restart_agent();
+    world.run_until_caught_up();
+    // Without a cursor nobody knows where a partition begins, but it was read from its first record on.
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 4)]);
+}
+
+/// Found by the property test: the partition was not in the cursor, so that the next loss anywhere told its hole again.
+#[test]
+fn a_hole_that_was_told_is_not_told_again_with_the_next_one() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 2, 1)], false);
+    world.commit(&[("b", 0, 1)], true);
+    world.lose(0);
+    world.run_until_caught_up();
+    world.step();
+    world.save_cursor();
+    world.restart_agent();
+    world.commit(&[("a", 0, 1)], false);
+    world.lose(2);
+    world.replicator.probe(true);
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 0, 0), damaged("a", 2, 0, 0)]);
+}
+
+#[test]
+fn a_checkpoint_tells_what_an_epoch_had_and_a_skip_that_nobody_can_know() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], false);
+    world.commit(&[("a", 0, 3)], false);
+    world.replicator.probe(true);
+    world.run_until_caught_up();
+    let lane = (stream("a"), PartitionId(0));
+    let lost = |first, end| LostEntries { first: EntrySeq(first), end: EntrySeq(end), reason: String::new() };
+    let checkpoint = |seq, next: &[i64], floor| KnownOffsets {
+        seq: EntrySeq(seq),
+        next: next.iter().map(|next| (lane.clone(), Offset(*next))).collect(),
+        floor: Offset(floor),
+    };
+    let outcome = ReadOutcome {
+        groups: Vec::new(),
+        next: EntrySeq(21),
+        lost: vec![lost(2, 10), lost(11, 20)],
+        checkpoints: vec![checkpoint(10, &[9], 0), checkpoint(20, &[], 8192 * 20)],
+    };
+    world.replicator.on_read(world.now, Some(outcome));
+    world.run_until_caught_up();
+    let unknown =
+        r#"{"reason":"damaged","count":null,"device":null,"stream":"a","partition":0,"first_offset":9}"#;
+    assert_eq!(world.gaps(), [damaged("a", 0, 5, 8), unknown.to_owned()]);
+}

@@ -1,0 +1,110 @@
+//! Any order of commits, outages, failures, losses and restarts.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Commit { lanes: Vec<(&'static str, i32, i64)>, live: bool },
+    Step(u8),
+    Away(bool),
+    Leader { partition: i32, present: bool },
+    HoldReports(bool),
+    FailNext,
+    QueueLimit(usize),
+    DeleteTopic,
+    SaveCursor,
+    LoseCursor,
+    LoseEntry(prop::sample::Index),
+    RestartAgent,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let lane = (prop::sample::select(vec!["a", "b"]), 0..3i32, 1..6i64);
+    let lanes = prop::collection::vec(lane, 1..4).prop_map(|mut lanes| {
+        lanes.sort_by_key(|l| (l.0, l.1));
+        lanes.dedup_by_key(|l| (l.0, l.1));
+        lanes
+    });
+    prop_oneof![
+        8 => (lanes, prop::bool::weighted(0.7)).prop_map(|(lanes, live)| Op::Commit { lanes, live }),
+        8 => (1..20u8).prop_map(Op::Step),
+        1 => any::<bool>().prop_map(Op::Away),
+        2 => (0..3i32, any::<bool>()).prop_map(|(partition, present)| Op::Leader { partition, present }),
+        1 => any::<bool>().prop_map(Op::HoldReports),
+        1 => Just(Op::FailNext),
+        1 => prop::sample::select(vec![1, 3, 1_000]).prop_map(Op::QueueLimit),
+        1 => Just(Op::DeleteTopic),
+        2 => Just(Op::SaveCursor),
+        1 => Just(Op::LoseCursor),
+        1 => any::<prop::sample::Index>().prop_map(Op::LoseEntry),
+        1 => Just(Op::RestartAgent),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn nothing_is_lost_or_reordered_and_nothing_unacknowledged_is_trimmed(
+        seed: u64,
+        ops in prop::collection::vec(op(), 1..80),
+    ) {
+        let mut world = World::new(seed, 8 * 1024);
+        let mut cursor_was_lost = false;
+        for op in ops {
+            match op {
+                Op::LoseEntry(index) if !world.log.is_empty() => {
+                    let seqs: Vec<_> = world.log.keys().copied().collect();
+                    world.lose(index.get(&seqs).0);
+                }
+                Op::LoseEntry(_) => {}
+                Op::Commit { lanes, live } => world.commit(&lanes, live),
+                Op::Step(count) => for _ in 0..count {
+                    world.step();
+                    world.now = world.now + Duration::from_millis(100);
+                },
+                Op::Away(away) => world.brokers.set_away(away),
+                Op::Leader { partition, present } => world.brokers.set_leader("test.a", PartitionId(partition), present),
+                Op::HoldReports(hold) => world.brokers.hold_reports(hold),
+                Op::FailNext => world.brokers.fail_next("on request"),
+                Op::QueueLimit(records) => world.brokers.set_queue_limit(records),
+                Op::DeleteTopic => world.brokers.delete_topic("test.b"),
+                Op::SaveCursor => world.save_cursor(),
+                Op::LoseCursor => {
+                    world.durable = None;
+                    cursor_was_lost = true;
+                }
+                Op::RestartAgent => world.restart_agent(),
+            }
+            world.check();
+        }
+        world.brokers.set_away(false);
+        world.brokers.hold_reports(false);
+        for partition in 0..3 {
+            world.brokers.set_leader("test.a", PartitionId(partition), true);
+        }
+        // Nothing may have told the replicator of the last commits.
+        world.replicator.probe(true);
+        world.run_until_caught_up();
+        world.step();
+        world.check();
+        prop_assert_eq!(world.replicator.cursor().next, world.log_end);
+        for ((name, partition), end) in world.offsets.clone() {
+            let mut known: BTreeSet<i64> = offsets(&world.brokers, name, partition).into_iter().collect();
+            // Without a cursor nobody knows where a partition began whose first entries are missing.
+            if cursor_was_lost {
+                let lost = (0..end).filter(|offset| {
+                    world.dropped.contains(&(format!("test.{name}"), PartitionId(partition), Offset(*offset)))
+                });
+                known.extend(lost);
+            } else {
+                known.extend(world.told(name, partition));
+            }
+            prop_assert_eq!(known, (0..end).collect::<BTreeSet<i64>>());
+        }
+        prop_assert_eq!(world.replicator.in_flight_bytes(), 0);
+        prop_assert_eq!(world.replicator.lag_records(), 0);
+    }
+}
