@@ -8,6 +8,7 @@ mod crash;
 mod delivery;
 mod journey;
 mod noise;
+mod policies;
 mod secure;
 mod servers;
 mod service;

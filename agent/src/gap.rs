@@ -12,7 +12,7 @@
 //! | `device` | string or null | whose they are, where one device is known; then also the key |
 //! | `stream` | string or null | where they would have been, as far as known |
 //! | `boot`, `first_seq`, `last_seq` | integer | the device's own numbers of them, where it has some |
-//! | `partition`, `first_offset`, `last_offset` | integer | their places in this gateway's log (`wayside.offset`), where they had some |
+//! | `partition`, `first_offset`, `last_offset` | integer | their places in this gateway's log (`wayside.offset`), where they had some; where one device is known, others' records may lie between |
 //!
 //! Fields of the last two rows are left out where they do not apply. The gateway is in the header `wayside.gateway`.
 
@@ -20,8 +20,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    config::GAPS_STREAM,
+    config::{GAPS_STREAM, Policy},
     decode::source_device,
+    log::Dropped,
     record::{ContentType, DeviceId, Offset, PartitionId, Received, Record, StreamName},
 };
 
@@ -39,6 +40,12 @@ pub enum Reason {
     TooLarge,
     /// Kafka's validation refuses the record, for instance on a compacted topic.
     Invalid,
+    /// The log was at its limit, and the stream's policy gives up what is oldest.
+    DropOldest,
+    /// The log was at its limit, and the stream's policy gives up what comes.
+    DropNewest,
+    /// The log was at its limit, and the stream's policy keeps the last record of each device.
+    LatestPerDevice,
 }
 
 /// Where the missing records were counted.
@@ -114,6 +121,36 @@ impl Gap {
             device: None,
             stream: None,
             place: Place::Unknown {},
+        }
+    }
+
+    /// `count` records of a device that were not taken since the log was at its limit.
+    pub fn of_newest(stream: StreamName, device: DeviceId, count: u64) -> Self {
+        Self {
+            reason: Reason::DropNewest,
+            count: Some(count),
+            device: Some(device),
+            stream: Some(stream),
+            place: Place::Unknown {},
+        }
+    }
+
+    /// Records that the log has dropped.
+    pub fn of_dropped(dropped: &Dropped) -> Self {
+        Self {
+            reason: match dropped.policy {
+                Policy::LatestPerDevice => Reason::LatestPerDevice,
+                Policy::DropNewest => Reason::DropNewest,
+                Policy::DropOldest | Policy::Block => Reason::DropOldest,
+            },
+            count: Some(dropped.count),
+            device: dropped.device.clone(),
+            stream: Some(dropped.stream.clone()),
+            place: Place::Log {
+                partition: dropped.partition.0,
+                first_offset: dropped.first.0,
+                last_offset: Some(dropped.last.0),
+            },
         }
     }
 

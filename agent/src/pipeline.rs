@@ -18,13 +18,13 @@ use crate::{
     commit::{
         self,
         metrics::CommitMetrics,
-        owner::{Acknowledgers, Owner},
+        owner::{Acknowledgers, GapMaker, Owner},
     },
-    config::Config,
+    config::{Config, GAPS_STREAM},
     intake::{Intake, SourceIndex},
     log::{BatchGroup, Log, LogError, LogMetrics, LogOptions},
     parts::Parts,
-    replicate::{self, LogEnd, Replicate, ReplicateMetrics},
+    replicate::{self, Held, LogEnd, Replicate, ReplicateMetrics},
     source::{
         SourceContext,
         metrics::{SourceHealth, SourceMetrics},
@@ -96,6 +96,8 @@ pub async fn run(
     let options = LogOptions {
         limit_bytes: limit_bytes.unwrap_or(u64::MAX),
         compression: config.log.compression,
+        retention: config.log.retention,
+        policies: config.streams.iter().map(|(name, stream)| (name.clone(), stream.policy)).collect(),
         next_seq_min,
         offsets_min,
         ..LogOptions::default()
@@ -111,7 +113,20 @@ pub async fn run(
     );
     let first = log.first();
     let (feed, fresh) = sync_channel::<Arc<BatchGroup>>(FEED_GROUPS_MAX);
-    let owner = Owner::new(log, acknowledgers, feed, commit_metrics.clone(), log_metrics.clone());
+    let gap_maker = GapMaker {
+        environment: config.gateway.environment.clone(),
+        partitions: config.partitions(GAPS_STREAM),
+    };
+    let held = Held::new(next_seq_min);
+    let owner = Owner::new(
+        log,
+        acknowledgers,
+        feed,
+        gap_maker,
+        held.clone(),
+        commit_metrics.clone(),
+        log_metrics.clone(),
+    );
     let (log_client, log_thread) =
         commit::owner::spawn(owner, Arc::clone(&clock)).map_err(PipelineError::Thread)?;
 
@@ -128,6 +143,7 @@ pub async fn run(
         config: config.replicate.clone(),
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
+        held,
         cursor,
         clock: Arc::clone(&clock),
         entropy: entropy(),
@@ -201,6 +217,7 @@ pub async fn run(
                 waiting_topics: state.waiting_topics,
             };
             let dropped = DropReport::of_stage("source", source_metrics.drops())
+                .chain(DropReport::of_stage("log", log_metrics.drops()))
                 .chain(DropReport::of_stage("replicate", state.dropped));
             HealthReport::new(
                 clock.monotonic().since(started),

@@ -1,11 +1,15 @@
 //! The one thread that touches the log. Everybody else asks it through a [`LogClient`].
 //!
+//! At its limit the log drops what its streams' policies let go (see [`crate::log`]'s compaction), or takes of what comes
+//! word alone: a gap record in the place of each device's records.
+//!
 //! A commit that fails (full or failing disk) stays in memory and is tried again with growing delays; meanwhile nothing
 //! is acknowledged, the intake's bound stops the sources, and reads and trims go on, so that space can come free.
 
 use std::{
     collections::BTreeMap,
     io,
+    num::NonZeroU16,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
@@ -16,16 +20,23 @@ use tracing::{debug, error};
 
 use super::{PendingCommit, metrics::CommitMetrics};
 use crate::{
+    batch::{Batch, Batcher},
+    config::{GAPS_STREAM, Policy},
     env::{Clock, Monotonic},
+    gap::Gap,
     intake::{Acknowledgement, SourceIndex},
-    log::{BatchGroup, Committed, EntrySeq, Log, LogMetrics, ReadOutcome},
-    replicate::{LogReader, LogUnavailable},
+    log::{BatchGroup, Committed, EntrySeq, Log, LogError, LogMetrics, ReadOutcome},
+    partition::partition_of,
+    record::{DeviceId, Received},
+    replicate::{Held, LogReader, LogUnavailable},
 };
 
 /// First delay before a failed commit is tried again; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest delay between two tries of a commit.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Shortest time between two commits while what comes is dropped: each tells of it with a few bytes of a full log.
+const DROP_WINDOW: Duration = Duration::from_secs(1);
 
 /// What the owner is asked.
 enum Request {
@@ -100,8 +111,35 @@ pub(crate) struct Owner {
     acknowledgers: Acknowledgers,
     feed: Option<mpsc::SyncSender<Arc<BatchGroup>>>,
     unfinished: Option<Unfinished>,
+    gap_maker: GapMaker,
+    held: Held,
+    /// When a commit may be made in which something was dropped.
+    next_drop: Monotonic,
     metrics: CommitMetrics,
     log_metrics: LogMetrics,
+}
+
+/// Makes the records that tell of dropped ones.
+pub(crate) struct GapMaker {
+    /// As in the configuration: a part of the key of gaps without a device.
+    pub(crate) environment: String,
+    /// Partitions of the stream of gap records.
+    pub(crate) partitions: NonZeroU16,
+}
+
+impl GapMaker {
+    /// A gap record for each device of `batch`.
+    fn tell(&self, batch: Batch, gaps: &mut Batcher) {
+        let mut dropped: BTreeMap<DeviceId, (Received, u64)> = BTreeMap::new();
+        for record in batch.records {
+            dropped.entry(record.device).or_insert((record.received, 0)).1 += 1;
+        }
+        for (device, (received, count)) in dropped {
+            let gap = Gap::of_newest(batch.stream.clone(), device, count);
+            let record = gap.record(received, &self.environment);
+            gaps.push(partition_of(&record.device, self.partitions), record);
+        }
+    }
 }
 
 impl Owner {
@@ -110,10 +148,23 @@ impl Owner {
         log: Log,
         acknowledgers: Acknowledgers,
         feed: mpsc::SyncSender<Arc<BatchGroup>>,
+        gap_maker: GapMaker,
+        held: Held,
         metrics: CommitMetrics,
         log_metrics: LogMetrics,
     ) -> Self {
-        Self { log, acknowledgers, feed: Some(feed), unfinished: None, metrics, log_metrics }
+        let next_drop = Monotonic::default();
+        Self {
+            log,
+            acknowledgers,
+            feed: Some(feed),
+            unfinished: None,
+            gap_maker,
+            held,
+            next_drop,
+            metrics,
+            log_metrics,
+        }
     }
 
     /// When [`retry`](Self::retry) is due.
@@ -122,24 +173,33 @@ impl Owner {
     }
 
     /// Carries out a request. False ends the owner.
-    fn handle(&mut self, request: Request, now: Monotonic, clock: &dyn Clock) -> bool {
+    fn handle(&mut self, request: Request, now: Monotonic) -> bool {
         match request {
             Request::Commit(mut pending, done) => {
                 debug_assert!(self.unfinished.is_none(), "one commit at a time");
-                self.log.append(std::mem::take(&mut pending.batches));
-                self.unfinished = Some(Unfinished { pending, done, retry_at: now, delay: RETRY_MIN });
-                self.retry(clock);
+                let batches = std::mem::take(&mut pending.batches);
+                let (batches, dropped) = self.drop_newest(batches);
+                self.log.append(batches);
+                let retry_at = if dropped { self.next_drop.max(now) } else { now };
+                if dropped {
+                    self.next_drop = retry_at + DROP_WINDOW;
+                }
+                self.unfinished = Some(Unfinished { pending, done, retry_at, delay: RETRY_MIN });
+                // When it is due now, `run` tries it at once.
             }
             Request::Read(from, limit_bytes, answer) => {
                 let outcome = self.log.read(from, limit_bytes).map_err(|cause| {
                     error!(from = from.0, %cause, "cannot read the log");
                     LogUnavailable
                 });
+                if let Ok(outcome) = &outcome {
+                    self.held.read(outcome.next);
+                }
                 // A replicator that has ended does not want the answer.
                 let _ = answer.send(outcome);
             }
             Request::Trim(acknowledged) => {
-                match self.log.trim(acknowledged) {
+                match self.log.trim(acknowledged, now) {
                     Ok(0) => {}
                     // What waited for room may have it now.
                     Ok(_) => {
@@ -162,11 +222,64 @@ impl Owner {
         true
     }
 
+    /// Of what comes while the log is full, puts gap records in the place of what the policy drops. Says if there is any.
+    fn drop_newest(&mut self, batches: Vec<Batch>) -> (Vec<Batch>, bool) {
+        let drops = |log: &Log, batch: &Batch| log.policy(&batch.stream) == Policy::DropNewest;
+        if !self.log.is_full() || !batches.iter().any(|batch| drops(&self.log, batch)) {
+            return (batches, false);
+        }
+        while self.log.is_full() && self.make_room() {}
+        if !self.log.is_full() {
+            return (batches, false);
+        }
+        let mut gaps = Batcher::default();
+        let mut kept = Vec::new();
+        for batch in batches {
+            if drops(&self.log, &batch) {
+                let records = u64::try_from(batch.records.len()).unwrap_or(u64::MAX);
+                self.log_metrics.dropped(batch.stream.as_str(), Policy::DropNewest, records);
+                self.gap_maker.tell(batch, &mut gaps);
+            } else {
+                kept.push(batch);
+            }
+        }
+        // One batch for each partition: what came on the stream of gaps itself goes in with them.
+        let (gap_batches, others): (Vec<_>, Vec<_>) =
+            kept.into_iter().partition(|batch| batch.stream.as_str() == GAPS_STREAM);
+        for batch in gap_batches {
+            batch.records.into_iter().for_each(|record| gaps.push(batch.partition, record));
+        }
+        (others.into_iter().chain(gaps.take()).collect(), true)
+    }
+
+    /// Makes durable what was appended; while the log is full and may drop something, drops it.
+    fn sync(&mut self) -> Result<Committed, LogError> {
+        loop {
+            match self.log.sync() {
+                Err(cause) if cause.is_full() && self.make_room() => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Deletes what is kept though Kafka has it, and when there is none, what policies let go. False if nothing went.
+    fn make_room(&mut self) -> bool {
+        let held = &self.held;
+        let made = match self.log.delete_retained() {
+            Ok(false) => self.log.compact(|first, end| held.release(first, end)),
+            made => made,
+        };
+        made.unwrap_or_else(|cause| {
+            error!(%cause, "cannot make room in the log");
+            false
+        })
+    }
+
     /// Tries the unfinished commit.
     fn retry(&mut self, clock: &dyn Clock) {
         let Some(mut unfinished) = self.unfinished.take() else { return };
         let started = clock.monotonic();
-        let synced = self.log.sync();
+        let synced = self.sync();
         let ended = clock.monotonic();
         self.log_metrics.observe_sync(ended.since(started));
         match synced {
@@ -214,7 +327,7 @@ impl Owner {
             let now = clock.monotonic();
             match request {
                 Ok(request) => {
-                    if !self.handle(request, now, clock) {
+                    if !self.handle(request, now) {
                         break;
                     }
                 }
@@ -287,7 +400,9 @@ mod tests {
         let metrics = CommitMetrics::register(&mut registry);
         let (log, _) = Log::open(Box::new(disk.open()), LogOptions::default(), log_metrics.clone()).unwrap();
         let (feed, _fresh) = mpsc::sync_channel(1);
-        let owner = Owner::new(log, BTreeMap::new(), feed, metrics.clone(), log_metrics);
+        let gap_maker = GapMaker { environment: "test".into(), partitions: NonZeroU16::MIN };
+        let held = Held::default();
+        let owner = Owner::new(log, BTreeMap::new(), feed, gap_maker, held, metrics.clone(), log_metrics);
         let (client, thread) = spawn(owner, Arc::new(SystemClock::new())).unwrap();
 
         disk.set_capacity_bytes(Some(0));
@@ -309,5 +424,103 @@ mod tests {
         done.blocking_recv().expect("durable");
         client.stop();
         thread.join().unwrap();
+    }
+
+    fn batch(name: &str, count: usize) -> Batch {
+        let Batch { records, partition, .. } = pending().batches.remove(0);
+        let stream = StreamName::new(name).unwrap();
+        let record = Record { stream: stream.clone(), ..records[0].clone() };
+        Batch { stream, partition, records: vec![record; count] }
+    }
+
+    /// An owner over a log whose epochs have one commit each, and which is full when it has something.
+    fn full_owner(disk: &SimulatedDisk, policy: Policy) -> Owner {
+        let mut registry = Registry::default();
+        let log_metrics = LogMetrics::register(&mut registry);
+        let metrics = CommitMetrics::register(&mut registry);
+        let policies = BTreeMap::from([(StreamName::new("s").unwrap(), policy)]);
+        let options = LogOptions { policies, limit_bytes: 2_000, ..LogOptions::default() };
+        let store = disk.open().with_epoch_bytes(1);
+        let (mut log, _) = Log::open(Box::new(store), options, log_metrics.clone()).unwrap();
+        while !log.is_full() {
+            log.append(vec![batch("s", 1)]);
+            log.sync().unwrap();
+        }
+        let gap_maker = GapMaker { environment: "test".into(), partitions: NonZeroU16::MIN };
+        let (feed, _) = mpsc::sync_channel(1);
+        Owner::new(log, BTreeMap::new(), feed, gap_maker, Held::default(), metrics, log_metrics)
+    }
+
+    fn commit(owner: &mut Owner, batches: Vec<Batch>, now: Monotonic) -> oneshot::Receiver<()> {
+        let (done, completed) = oneshot::channel();
+        assert!(owner.handle(Request::Commit(PendingCommit { batches, ..pending() }, done), now));
+        completed
+    }
+
+    /// Everything in the log: (stream, value) of each record, and how many were dropped.
+    fn contents(owner: &mut Owner) -> (Vec<(String, String)>, u64) {
+        let (mut records, mut dropped) = (Vec::new(), 0);
+        let mut next = EntrySeq(0);
+        while next < owner.log.end() {
+            let outcome = owner.log.read(next, 1 << 20).unwrap();
+            assert_eq!(outcome.lost, []);
+            next = outcome.next;
+            dropped += outcome.groups.iter().flat_map(|g| &g.dropped).map(|d| d.count).sum::<u64>();
+            for record in outcome.groups.iter().flat_map(|g| &g.batches).flat_map(|b| &b.records) {
+                let value = String::from_utf8(record.value.to_vec()).unwrap();
+                records.push((record.stream.to_string(), value));
+            }
+        }
+        (records, dropped)
+    }
+
+    #[test]
+    fn what_waits_for_room_is_tried_again_as_soon_as_a_trim_has_made_some() {
+        let disk = SimulatedDisk::new();
+        let clock = SystemClock::new();
+        let mut owner = full_owner(&disk, Policy::Block);
+        let done = commit(&mut owner, vec![batch("s", 1)], clock.monotonic());
+        owner.retry(&clock);
+        let now = clock.monotonic();
+        assert!(owner.retry_at().is_some_and(|at| at > now), "it waits");
+        owner.handle(Request::Trim(owner.log.end()), now);
+        assert_eq!(owner.retry_at(), Some(now));
+        owner.retry(&clock);
+        done.blocking_recv().expect("durable");
+    }
+
+    #[test]
+    fn a_full_log_takes_word_of_what_comes_where_the_policy_drops_the_newest() {
+        let disk = SimulatedDisk::new();
+        let clock = SystemClock::new();
+        let mut owner = full_owner(&disk, Policy::DropNewest);
+        let before = contents(&mut owner).0.len();
+        let done = commit(&mut owner, vec![batch("s", 3)], clock.monotonic());
+        owner.retry(&clock);
+        done.blocking_recv().expect("durable, so that the sources are answered");
+        let (records, _) = contents(&mut owner);
+        assert_eq!(records.len(), before + 1);
+        let expected = r#"{"reason":"drop_newest","count":3,"device":"d","stream":"s"}"#;
+        assert_eq!(records.last().unwrap(), &("gaps".to_owned(), expected.to_owned()));
+        // The next one comes a second later: words take room too.
+        let now = clock.monotonic();
+        let _done = commit(&mut owner, vec![batch("s", 1)], now);
+        assert!(owner.retry_at().is_some_and(|at| at > now));
+    }
+
+    #[test]
+    fn a_full_log_drops_its_oldest_where_the_policy_says_so_and_takes_what_comes() {
+        let disk = SimulatedDisk::new();
+        let clock = SystemClock::new();
+        let mut owner = full_owner(&disk, Policy::DropOldest);
+        let before = contents(&mut owner).0.len();
+        owner.held = Held::default();
+        let done = commit(&mut owner, vec![batch("s", 3)], clock.monotonic());
+        owner.retry(&clock);
+        done.blocking_recv().expect("durable");
+        let (records, dropped) = contents(&mut owner);
+        assert!(dropped > 0);
+        assert_eq!(records.len() as u64 + dropped, before as u64 + 3);
+        assert!(records.iter().all(|(stream, _)| stream == "s"));
     }
 }

@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    log::Retention,
     record::{DeviceId, StreamName},
     secret::{FileRef, SecretRef},
 };
@@ -322,6 +323,35 @@ pub enum FlowControl {
 pub struct Stream {
     /// Partitions of the stream and of its topic.
     pub partitions: NonZeroU16,
+    /// What is dropped of it when the log is at its limit.
+    pub policy: Policy,
+}
+
+/// What becomes of a stream's records when the log is at its limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// Nothing is dropped: sources wait for Kafka.
+    #[default]
+    Block,
+    /// The oldest records that replication has not begun are dropped.
+    DropOldest,
+    /// What comes is dropped.
+    DropNewest,
+    /// Of the oldest records that replication has not begun only the last of each device stays.
+    LatestPerDevice,
+}
+
+impl Policy {
+    /// As in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::DropOldest => "drop-oldest",
+            Self::DropNewest => "drop-newest",
+            Self::LatestPerDevice => "latest-per-device",
+        }
+    }
 }
 
 /// Group commit.
@@ -355,6 +385,8 @@ pub struct Log {
     pub dir: PathBuf,
     /// Most bytes on the disk; `None` is half of the file system.
     pub limit_bytes: Option<u64>,
+    /// What is kept though Kafka has it.
+    pub retention: Retention,
     /// Bytes of an epoch at which a new one is begun.
     pub epoch_bytes: u64,
     /// Largest record in bytes, as [`crate::record::Record::size_bytes`] counts.

@@ -6,7 +6,7 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use super::{Compression, FlowControl, LogFormat, Parity, Value};
+use super::{Compression, FlowControl, LogFormat, Parity, Policy, Value};
 
 /// JSON Schema of the file, with every default, range, choice and meaning.
 pub fn schema() -> schemars::Schema {
@@ -260,11 +260,13 @@ pub struct RawStream {
     /// Partitions; must equal the topic's.
     #[schemars(range(min = 1, max = 10_000))]
     pub partitions: u16,
+    /// What becomes of records when the log is at its limit.
+    pub policy: Policy,
 }
 
 impl Default for RawStream {
     fn default() -> Self {
-        Self { name: String::new(), partitions: 4 }
+        Self { name: String::new(), partitions: 4, policy: Policy::Block }
     }
 }
 
@@ -302,9 +304,14 @@ impl Default for RawCommit {
 pub struct RawLog {
     /// Data directory, of this agent alone.
     pub dir: String,
-    /// Most bytes that the log takes on the disk: at it sources wait until Kafka has acknowledged an epoch. At least four
-    /// times `epoch_bytes`; 0 is half of the file system.
+    /// Most bytes that the log takes on the disk: at it sources wait until Kafka has acknowledged an epoch, but for what
+    /// the policies of streams let go. At least four times `epoch_bytes`, and where a stream is to drop what is old twice
+    /// `replicate.in_flight_bytes` more, since that is spared; 0 is half of the file system.
     pub limit_bytes: u64,
+    /// Bytes of epochs that are kept for `wayside log replay` though Kafka has them, as long as nothing else needs the room.
+    pub retain_bytes: u64,
+    /// Longest time that they are kept, in ms; 0 is without end.
+    pub retain_ms: u64,
     /// Bytes of an epoch at which a new one is begun.
     #[schemars(range(min = 262_144, max = 67_108_864))]
     pub epoch_bytes: u64,
@@ -318,6 +325,8 @@ impl Default for RawLog {
         Self {
             dir: "/var/lib/wayside".into(),
             limit_bytes: 0,
+            retain_bytes: 0,
+            retain_ms: 0,
             epoch_bytes: 4 * 1024 * 1024,
             record_bytes_max: 64 * 1024,
         }

@@ -3,23 +3,21 @@
 use std::sync::Arc;
 
 use super::{
-    BatchGroup, CommitReceipt, Committed, EPOCH_ENTRIES_MAX, EntrySeq, Log, LogBatch, LogError,
+    BatchGroup, CommitReceipt, Committed, EPOCH_ENTRIES_MAX, EntrySeq, GAP_PARTS, Log, LogBatch, LogError,
     RECORD_BYTES_MAX,
     checkpoint::{Checkpoint, NextOffsets},
     entry::{Entry, EntryKind, RAW_BYTES_MAX},
-    group::{self, BATCH_BYTES_MAX, RECORDS_PER_GROUP_MAX},
+    group::{self, BATCH_BYTES_MAX, DIRECTORY_BYTES_MAX, RECORDS_PER_GROUP_MAX},
     store::{EpochId, StoreError},
 };
 use crate::{
     batch::Batch,
+    config::GAPS_STREAM,
     record::{Offset, PartitionId, Record, StreamName},
 };
 
 /// Largest [`super::LogOptions::group_bytes`].
 pub(super) const GROUP_BYTES_MAX: usize = 64 * 1024;
-
-/// The count in front of the directory.
-const DIRECTORY_BYTES_MAX: usize = 5;
 
 // A group is closed before it grows over its bound, or holds a single record, whose headers may still take a part of
 // the rest.
@@ -134,7 +132,11 @@ impl Log {
     /// [`LogError`] when that failed too, or the log is full: nothing is lost, all of it stays in memory, and the caller tries again after a
     /// delay. A later success hands out what became durable in between.
     pub fn sync(&mut self) -> Result<Committed, LogError> {
-        let (size_bytes, limit_bytes) = (self.store.size_bytes(), self.options.limit_bytes);
+        let (size_bytes, mut limit_bytes) = (self.store.size_bytes(), self.options.limit_bytes);
+        let mut batches = self.pending.iter().flat_map(|pending| &pending.batches);
+        if batches.all(|batch| batch.stream.as_str() == GAPS_STREAM) {
+            limit_bytes = limit_bytes.saturating_add(limit_bytes / GAP_PARTS);
+        }
         if size_bytes >= limit_bytes && !self.pending.is_empty() {
             return Err(LogError::Full { size_bytes, limit_bytes });
         }
@@ -223,7 +225,11 @@ impl Log {
         self.metrics.syncs.inc();
         for pending in self.pending.drain(..written) {
             self.metrics.payload_bytes.inc_by(pending.entry.raw_bytes() as u64);
-            self.committed.push(Arc::new(BatchGroup { seq: pending.seq, batches: pending.batches }));
+            self.committed.push(Arc::new(BatchGroup {
+                seq: pending.seq,
+                batches: pending.batches,
+                dropped: Vec::new(),
+            }));
         }
     }
 }

@@ -45,6 +45,9 @@ use crate::record::{
 /// where offsets go on when nothing else is known about them.
 pub(super) const RECORDS_PER_GROUP_MAX: usize = 8192;
 
+/// The count in front of the directory.
+pub(super) const DIRECTORY_BYTES_MAX: usize = 5;
+
 /// Most bytes of a directory element: the longest name and varints of 1, 5, 10, 5 and 10 bytes.
 pub(super) const BATCH_BYTES_MAX: usize = STREAM_NAME_BYTES_MAX + 31;
 
@@ -93,7 +96,7 @@ pub(super) struct BatchRange {
 pub(super) struct Names(BTreeSet<StreamName>);
 
 impl Names {
-    fn get(&mut self, name: &str) -> Result<StreamName, EntryError> {
+    pub(super) fn get(&mut self, name: &str) -> Result<StreamName, EntryError> {
         if let Some(known) = self.0.get(name) {
             return Ok(known.clone());
         }
@@ -108,6 +111,12 @@ pub(super) fn record_bytes_max(record: &Record) -> usize {
     let headers: usize =
         record.headers.iter().map(|h| h.name.len() + h.value.len() + HEADER_FIXED_BYTES_MAX).sum();
     RECORD_FIXED_BYTES_MAX + record.device.as_bytes().len() + record.value.len() + headers
+}
+
+/// Most bytes that `batches` take as a group.
+pub(super) fn bytes_max(batches: &[LogBatch]) -> usize {
+    let records: usize = batches.iter().flat_map(|batch| &batch.records).map(record_bytes_max).sum();
+    DIRECTORY_BYTES_MAX + batches.len() * BATCH_BYTES_MAX + records
 }
 
 /// Encodes `batches` into `raw`, which is cleared first. The caller has seen to it that they fit [`RAW_BYTES_MAX`].

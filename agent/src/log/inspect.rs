@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use super::{
     BatchGroup, EPOCH_ENTRIES_MAX, EntrySeq, LostEntries,
     checkpoint::{Assembly, Checkpoint},
+    dropped::{self, Compacted},
     entry::{EntryCodec, EntryKind},
     group::{self, Names},
     store::{EpochId, EpochStore, StoredEntry, sled},
@@ -296,22 +297,31 @@ impl EpochReader {
                 self.store = None;
                 return None;
             }
-            let (first, seq) = (self.next, stored.seq);
-            if seq > first {
-                self.next = seq;
-                return Some(Item::Lost(LostEntries { first, end: seq, reason: "missing".into() }));
+            let (next, seq) = (self.next, stored.seq);
+            let decoded = self.codec.decode(seq, stored.bytes.clone());
+            let first = match &decoded {
+                Ok((EntryKind::Compacted, raw)) => dropped::first(raw).unwrap_or(seq),
+                _ => seq,
+            };
+            if first > next {
+                self.next = first;
+                return Some(Item::Lost(LostEntries { first: next, end: first, reason: "missing".into() }));
             }
             let stored = self.entries.next()?;
             self.next = seq.next();
             self.entries_read += 1;
             self.stored_bytes += stored.bytes.len() as u64;
-            let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| {
+            let decoded = decoded.and_then(|(kind, raw)| {
                 self.raw_bytes += raw.len() as u64;
                 match kind {
                     EntryKind::Checkpoint => Ok(self.assembly.push(&raw)?.map(Item::Checkpoint)),
                     EntryKind::Group => {
                         let batches = group::decode(&raw, &mut self.names)?;
-                        Ok(Some(Item::Group(BatchGroup { seq, batches })))
+                        Ok(Some(Item::Group(BatchGroup { seq, batches, dropped: Vec::new() })))
+                    }
+                    EntryKind::Compacted => {
+                        let Compacted { dropped, batches, .. } = dropped::decode(&raw, &mut self.names)?;
+                        Ok(Some(Item::Group(BatchGroup { seq, batches, dropped })))
                     }
                 }
             });

@@ -1,11 +1,18 @@
 //! What the log tells about itself.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+
+use crate::config::Policy;
 
 /// Upper bounds of the sync histogram, in seconds: from a good SSD to an SD card in garbage collection.
 const SYNC_SECONDS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
@@ -24,6 +31,15 @@ pub struct LogMetrics {
     pub(super) quarantined: Counter,
     pub(super) lost_entries: Counter,
     pub(super) damaged_entries: Counter,
+    dropped_records: Family<DropLabels, Counter>,
+    /// The same, to be listed; held for one entry.
+    drops: Arc<Mutex<BTreeMap<(String, &'static str), u64>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabels {
+    stream: String,
+    policy: &'static str,
 }
 
 impl LogMetrics {
@@ -41,6 +57,8 @@ impl LogMetrics {
             quarantined: Counter::default(),
             lost_entries: Counter::default(),
             damaged_entries: Counter::default(),
+            dropped_records: Family::default(),
+            drops: Arc::default(),
         };
         registry.register("log_syncs", "Syncs that made entries durable", metrics.syncs.clone());
         registry.register(
@@ -85,7 +103,27 @@ impl LogMetrics {
             "Entries that were there and did not pass their checks",
             metrics.damaged_entries.clone(),
         );
+        registry.register(
+            "log_dropped_records",
+            "Records dropped at the log's limit, by stream and policy; each is told on the stream gaps",
+            metrics.dropped_records.clone(),
+        );
         metrics
+    }
+
+    pub(crate) fn dropped(&self, stream: &str, policy: Policy, records: u64) {
+        let labels = DropLabels { stream: stream.to_owned(), policy: policy.as_str() };
+        self.dropped_records.get_or_create(&labels).inc_by(records);
+        *self.lock_drops().entry((labels.stream, labels.policy)).or_default() += records;
+    }
+
+    /// Records dropped since the start, by stream and policy.
+    pub fn drops(&self) -> BTreeMap<(String, &'static str), u64> {
+        self.lock_drops().clone()
+    }
+
+    fn lock_drops(&self) -> MutexGuard<'_, BTreeMap<(String, &'static str), u64>> {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Epochs present.

@@ -4,7 +4,8 @@
 //! * [`store`]: the engines that keep epochs of entries, behind one trait
 //! * `entry`: an entry's bytes: header, checksum, compression
 //! * `group` and `checkpoint`: what an entry holds
-//! * `append`, `reader`, `recovery`, `retention`: what becomes of them
+//! * `append`, `reader`, `recovery`, `retention`, `compact`: what becomes of them
+//! * `dropped`: what a compacted entry tells of what is gone
 //! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
 //! # Invariants
@@ -21,6 +22,8 @@
 
 mod append;
 mod checkpoint;
+mod compact;
+mod dropped;
 mod entry;
 mod group;
 pub mod inspect;
@@ -37,16 +40,20 @@ pub mod verify;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use crate::{
-    config::Compression,
+    config::{Compression, Policy},
     record::{Offset, PartitionId, Record, StreamName},
 };
 use append::Pending;
 use checkpoint::NextOffsets;
+use compact::Compaction;
+pub use dropped::Dropped;
 use entry::EntryCodec;
 use group::Names;
 pub use metrics::LogMetrics;
 use reader::Continuity;
 pub use recovery::Recovery;
+use retention::Retained;
+pub use retention::Retention;
 pub use store::EntrySeq;
 use store::{EpochId, EpochStore, StoreError};
 
@@ -56,6 +63,9 @@ pub const EPOCH_ENTRIES_MAX: u64 = 4096;
 /// Largest record that the log takes, in bytes as [`Record::size_bytes`] counts: alone in a group that does not
 /// compress it still fits an entry.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+
+/// Gap records may go over [`LogOptions::limit_bytes`] by one part of so many: what is dropped there must be told.
+pub const GAP_PARTS: u64 = 16;
 
 /// A batch with its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,8 +92,10 @@ impl LogBatch {
 pub struct BatchGroup {
     /// Position of the entry.
     pub seq: EntrySeq,
-    /// At most one per (stream, partition).
+    /// At most one per (stream, partition), but where compaction has left holes in one.
     pub batches: Vec<LogBatch>,
+    /// What the log dropped here and of the entries before, back to the one that was read before this.
+    pub dropped: Vec<Dropped>,
 }
 
 /// Proof that everything appended before is on stable storage: it survives a power cut.
@@ -154,8 +166,13 @@ pub struct LogOptions {
     pub compression: Compression,
     /// Bytes of a group before compression at which the next one is begun. 64 KiB at most: it must fit an entry.
     pub group_bytes: usize,
-    /// Bytes on the device beyond which nothing is written. What is under way may go over it, by the entries of one sync.
+    /// Bytes on the device beyond which nothing is written but gap records, which may take [`GAP_PARTS`] more. What is
+    /// under way may go over it, by the entries of one sync.
     pub limit_bytes: u64,
+    /// What is kept though Kafka has it.
+    pub retention: Retention,
+    /// What may be dropped when the log is at its limit; [`Policy::Block`] for streams that are not named.
+    pub policies: BTreeMap<StreamName, Policy>,
     /// A position that is known to be used: that of the replication cursor, 0 if none. A log that finds itself before
     /// it has lost its end unnoticed (a disk that lied about a sync) and goes on from here, so that the cursor does not
     /// take new entries for replicated ones.
@@ -172,6 +189,8 @@ impl Default for LogOptions {
             compression: Compression::default(),
             group_bytes: 64 * 1024,
             limit_bytes: u64::MAX,
+            retention: Retention::default(),
+            policies: BTreeMap::new(),
             next_seq_min: EntrySeq(0),
             offsets_min: BTreeMap::new(),
         }
@@ -193,6 +212,13 @@ pub enum LogError {
         /// The bound.
         limit_bytes: u64,
     },
+}
+
+impl LogError {
+    /// Whether room would help, which [`Log::compact`] and [`Log::trim`] may make.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Store(StoreError::NoSpace { .. }))
+    }
 }
 
 /// What the log holds, for metrics and bounds.
@@ -235,6 +261,8 @@ pub struct Log {
     /// Durable, not yet handed out: by a sync that failed after it had made a part durable.
     committed: Vec<Arc<BatchGroup>>,
     continuity: Continuity,
+    compaction: Compaction,
+    retained: Retained,
 }
 
 impl fmt::Debug for Log {
@@ -275,6 +303,8 @@ impl Log {
             pending: Vec::new(),
             committed: Vec::new(),
             continuity: Continuity::default(),
+            compaction: Compaction::default(),
+            retained: Retained::new(),
             options,
             metrics,
         };
@@ -311,6 +341,16 @@ impl Log {
             pending_bytes: self.pending.iter().map(Pending::stored_bytes).sum(),
             pending_groups: self.pending.len(),
         }
+    }
+
+    /// Whether [`LogOptions::limit_bytes`] is reached.
+    pub fn is_full(&self) -> bool {
+        self.store.size_bytes() >= self.options.limit_bytes
+    }
+
+    /// The policy of a stream.
+    pub fn policy(&self, stream: &StreamName) -> Policy {
+        self.options.policies.get(stream).copied().unwrap_or_default()
     }
 
     fn update_gauges(&self) {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     BatchGroup, EPOCH_ENTRIES_MAX, EntrySeq, KnownOffsets, Log, LogError, LostEntries, ReadOutcome,
     checkpoint::{Assembly, Checkpoint, NextOffsets},
+    dropped::{self, Compacted},
     entry::EntryKind,
     group,
     store::{StoreError, StoredEntry},
@@ -39,6 +40,11 @@ impl Continuity {
 
     /// Checks a group against those before it; says what is wrong with its offsets.
     fn check(&mut self, group: &BatchGroup) -> Option<String> {
+        if !group.dropped.is_empty() {
+            // Offsets have holes here, in places that are not told.
+            self.expected.clear();
+            return None;
+        }
         let mut wrong = None;
         for batch in &group.batches {
             let end = batch.end_offset();
@@ -143,24 +149,31 @@ impl Log {
     /// Takes one entry into the outcome; returns its bytes before compression.
     fn take(&mut self, outcome: &mut ReadOutcome, stored: StoredEntry) -> usize {
         let seq = stored.seq;
-        if seq > outcome.next {
-            self.lose(outcome, seq, "missing in the epoch".into());
-        }
         let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| {
-            let batches = match kind {
+            let (first, group) = match kind {
                 EntryKind::Checkpoint => {
                     self.note_checkpoint(&mut outcome.checkpoints, seq, &raw);
-                    None
+                    (seq, None)
                 }
-                EntryKind::Group => Some(group::decode(&raw, &mut self.names)?),
+                EntryKind::Group => {
+                    let batches = group::decode(&raw, &mut self.names)?;
+                    (seq, Some(BatchGroup { seq, batches, dropped: Vec::new() }))
+                }
+                EntryKind::Compacted => {
+                    let Compacted { first, dropped, batches } = dropped::decode(&raw, &mut self.names)?;
+                    (first, Some(BatchGroup { seq, batches, dropped }))
+                }
             };
-            Ok((raw.len(), batches))
+            Ok((raw.len(), first, group))
         });
+        let first = decoded.as_ref().map_or(seq, |(_, first, _)| *first);
+        if first > outcome.next {
+            self.lose(outcome, first, "missing in the epoch".into());
+        }
         match decoded {
-            Ok((raw_bytes, batches)) => {
+            Ok((raw_bytes, _, group)) => {
                 outcome.next = seq.next();
-                if let Some(batches) = batches {
-                    let group = BatchGroup { seq, batches };
+                if let Some(group) = group {
                     if let Some(reason) = self.continuity.check(&group) {
                         tracing::error!(%seq, reason, "offsets do not go on where they stopped");
                         outcome.lost.push(LostEntries { first: seq, end: seq, reason });

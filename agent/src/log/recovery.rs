@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io};
 use super::{
     EPOCH_ENTRIES_MAX, EntrySeq, LogOptions,
     checkpoint::{Assembly, Checkpoint, NextOffsets},
+    dropped::{self, Compacted},
     entry::{EntryCodec, EntryError, EntryKind},
     group::{self, Names},
     store::{EpochId, EpochStore, SLOW_OPENS_MAX, StoreError},
@@ -190,6 +191,16 @@ fn replay(
         EntryKind::Checkpoint => {
             if let Some(checkpoint) = assembly.push(raw)? {
                 *state = Some(checkpoint);
+            }
+        }
+        EntryKind::Compacted => {
+            let Compacted { dropped, batches, .. } = dropped::decode(raw, names)?;
+            let Some(state) = state else { return Ok(()) };
+            let dropped = dropped.into_iter().map(|d| ((d.stream, d.partition), Offset(d.last.0 + 1)));
+            let kept = batches.iter().map(|b| ((b.stream.clone(), b.partition), b.end_offset()));
+            for (partition, end) in dropped.chain(kept) {
+                let next = state.offsets.next(&partition).max(end);
+                state.offsets.set(partition, next);
             }
         }
         EntryKind::Group => {

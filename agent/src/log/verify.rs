@@ -59,6 +59,8 @@ pub struct Verification {
     pub end: EntrySeq,
     /// By partition the offset behind the last record.
     pub next_offsets: BTreeMap<(StreamName, PartitionId), Offset>,
+    /// Records that the log dropped by policy; each is told on the stream `gaps`.
+    pub dropped_records: u64,
     /// The newest epoch, when no sync of it has completed: nothing in it was acknowledged, and the next start deletes it.
     pub unsynced: Option<EpochId>,
     /// Epochs that are not the newest and have lost the mark of their sync: the next start would put them aside.
@@ -161,10 +163,23 @@ fn read(found: &mut Verification, reader: &mut EpochReader, epoch: EpochId, limi
             }
             Item::Group(group) if within(group.seq) => {
                 found.entries += 1;
+                let is_compacted = !group.dropped.is_empty();
+                for dropped in group.dropped {
+                    found.dropped_records += dropped.count;
+                    let next = found.next_offsets.entry((dropped.stream, dropped.partition));
+                    let next = next.or_insert(dropped.first);
+                    *next = Offset(dropped.last.0 + 1).max(*next);
+                }
                 for batch in group.batches {
                     let (first, end) = (batch.base_offset, batch.end_offset());
                     found.records += batch.records.len() as u64;
                     let key = (batch.stream, batch.partition);
+                    if is_compacted {
+                        // What lies between was dropped.
+                        let next = found.next_offsets.entry(key).or_insert(end);
+                        *next = end.max(*next);
+                        continue;
+                    }
                     let expected = found.expected(&key).unwrap_or(first);
                     if first < expected {
                         let (stream, partition) = &key;

@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    Cluster, Cursor, CursorFile, LogEnd, LogReader, PartitionsOf, ReplicateMetrics, Replicator, Settings,
+    Cluster, Cursor, CursorFile, Held, LogEnd, LogReader, PartitionsOf, ReplicateMetrics, Replicator,
+    Settings,
 };
 use crate::{
     config,
@@ -43,6 +44,8 @@ pub struct Replicate {
     pub environment: String,
     /// Partitions that the topic of a stream must have.
     pub partitions: PartitionsOf,
+    /// What the log leaves alone.
+    pub held: Held,
     /// As [`CursorFile::open`] returned it, before the log was opened: whoever cannot open it stops, since without a
     /// cursor every restart would send the whole log again.
     pub cursor: (CursorFile, Option<Cursor>),
@@ -75,6 +78,7 @@ pub fn run(replicate: Replicate) -> Summary {
         environment: replicate.environment,
         partitions: replicate.partitions,
         in_flight_bytes: replicate.config.in_flight_bytes,
+        held: replicate.held,
     };
     let metrics = replicate.metrics;
     let replicator =

@@ -79,6 +79,7 @@ fn start(
         config,
         environment: "test".into(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
+        held: Held::default(),
         cursor: CursorFile::open(dir).unwrap(),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),

@@ -38,6 +38,7 @@ mod access;
 pub mod cluster;
 pub mod cursor;
 mod driver;
+mod held;
 mod kafka;
 mod lane;
 mod metrics;
@@ -55,6 +56,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc};
 pub use cluster::Cluster;
 pub use cursor::{Cursor, CursorFile};
 pub use driver::{Replicate, Summary, run};
+pub use held::Held;
 pub use kafka::KafkaCluster;
 pub use metrics::{HealthSnapshot, ReplicateHealth, ReplicateMetrics};
 pub use properties::{PROTECTED_PROPERTIES, check_properties};
@@ -78,6 +80,8 @@ pub struct Settings {
     pub partitions: PartitionsOf,
     /// Bytes of records that may be in memory on their way to Kafka.
     pub in_flight_bytes: usize,
+    /// What the log leaves alone, since replication has begun with it.
+    pub held: Held,
 }
 
 /// What the log holds when replication starts.

@@ -23,7 +23,7 @@ use rdkafka::{
 };
 
 use super::{
-    Cluster, CursorFile, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate, ReplicateMetrics,
+    Cluster, CursorFile, Held, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate, ReplicateMetrics,
     Summary, run,
     tests::{config, group},
 };
@@ -107,6 +107,7 @@ fn drain(
         config,
         environment: environment.to_owned(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
+        held: Held::default(),
         cursor: CursorFile::open(dir.path()).unwrap(),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),

@@ -162,7 +162,7 @@ impl Replicator {
         // A quarter of the bound: enough for several commits, and what does not fit is read back from the log.
         let fits =
             self.ahead_bytes + size_bytes <= self.settings.in_flight_bytes / 4 || self.ahead.is_empty();
-        if is_new && fits {
+        if is_new && fits && self.settings.held.take(group.seq) {
             self.ahead_bytes += size_bytes;
             self.ahead.push_back((group, size_bytes));
         }
@@ -256,6 +256,7 @@ impl Replicator {
 
     fn take(&mut self, group: &Arc<BatchGroup>, size_bytes: usize) {
         let mut records = 0;
+        self.take_dropped(group);
         for (index, batch) in group.batches.iter().enumerate() {
             let lane_index = self.lane_index(&batch.stream, batch.partition);
             self.goes_on_at(lane_index, batch.base_offset, self.floor);

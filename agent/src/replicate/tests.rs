@@ -55,5 +55,5 @@ pub(crate) fn group(seq: u64, batches: &[(&str, i32, i64, i64)]) -> Arc<BatchGro
         base_offset: Offset(base),
         records: (base..base + count).map(|offset| record(name, partition, offset)).collect(),
     });
-    Arc::new(BatchGroup { seq: EntrySeq(seq), batches: batches.collect() })
+    Arc::new(BatchGroup { seq: EntrySeq(seq), batches: batches.collect(), dropped: Vec::new() })
 }

@@ -114,11 +114,11 @@ pub struct ReplicateReport {
 /// Records that were dropped for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropReport {
-    /// The stage that dropped them: `source` or `replicate`.
+    /// The stage that dropped them: `source`, `log` or `replicate`.
     pub stage: String,
     /// The source's name, or the stream's.
     pub name: String,
-    /// Why: the metric's label.
+    /// Why: the metric's label, the policy for those of the log.
     pub reason: String,
     /// How many.
     pub records: u64,

@@ -89,6 +89,7 @@ mod tests {
         Log {
             dir: dir.to_owned(),
             limit_bytes: None,
+            retention: crate::log::Retention::default(),
             epoch_bytes: 4 << 20,
             record_bytes_max: 1024,
             compression: Compression::None,

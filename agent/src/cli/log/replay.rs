@@ -38,7 +38,7 @@ use crate::{
     },
     record::{Offset, Record, RecordHeader, header},
     replicate::{
-        self, Cluster, Cursor, CursorFile, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate,
+        self, Cluster, Cursor, CursorFile, Held, KafkaCluster, LogEnd, LogReader, LogUnavailable, Replicate,
         ReplicateMetrics, cursor,
     },
     telemetry,
@@ -189,6 +189,7 @@ fn send(
         config: config.replicate.clone(),
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
+        held: Held::default(),
         cursor: (file, Some(Cursor { next: plan.first, ..Cursor::default() })),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),
@@ -257,7 +258,7 @@ impl Range {
                 last = Some(offset);
             }
         }
-        BatchGroup { seq: group.seq, batches }
+        BatchGroup { seq: group.seq, batches, dropped: Vec::new() }
     }
 }
 

@@ -297,7 +297,7 @@ fn verify_finds_a_cursor_that_does_not_fit_the_log() {
     check(&|dir, log| write_cursor(dir, EntrySeq(log.end().0 + 5), 18), "it has lost its end");
     check(&|dir, _| write_cursor(dir, EntrySeq(2), 100), "Kafka has vehicle/0 below offset 100");
     let trimmed_too_far = |dir: &Path, log: &mut Log| {
-        log.trim(log.end()).unwrap();
+        log.trim(log.end(), crate::env::Monotonic::default()).unwrap();
         write_cursor(dir, EntrySeq(1), 2);
     };
     check(&trimmed_too_far, "what was between them is lost");

@@ -160,6 +160,13 @@ pub(super) fn write(out: &mut impl Write, findings: &Findings) -> io::Result<()>
              {bound}{ahead} that Kafka has not acknowledged"
         )?;
     }
+    if log.dropped_records > 0 {
+        let records = log.dropped_records;
+        writeln!(
+            out,
+            "note    {records} records were dropped by their streams' policies at the log's limit"
+        )?;
+    }
     if let Some(epoch) = log.unsynced {
         writeln!(out, "note    {epoch}  no sync of it has completed: nothing in it was acknowledged")?;
     }
@@ -202,6 +209,7 @@ fn findings_json(findings: &Findings) -> Value {
         "first_entry": log.first.0,
         "end_entry": log.end.0,
         "records": log.records,
+        "dropped_records": log.dropped_records,
         "damage": damage.collect::<Vec<_>>(),
         "lost": lost.collect::<Vec<_>>(),
         "put_aside": put_aside.collect::<Vec<_>>(),

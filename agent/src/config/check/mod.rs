@@ -15,11 +15,12 @@ use std::{
 };
 
 use super::{
-    Backoff, ClientCertificate, Commit, Config, Gateway, KafkaTls, Log, Replicate, Sasl, SaslMechanism,
-    Stream, Telemetry, TokenSource,
+    Backoff, ClientCertificate, Commit, Config, GAPS_STREAM, Gateway, KafkaTls, Log, Policy, Replicate, Sasl,
+    SaslMechanism, Stream, Telemetry, TokenSource,
     raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl},
 };
 use crate::{
+    log::Retention,
     record::StreamName,
     replicate::check_properties,
     secret::{self, FileRef, SecretRef},
@@ -206,8 +207,16 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         let name = check.stream(&format!("{key}.name"), &stream.name);
         let partitions = stream.partitions;
         let partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
+        let policy = stream.policy;
+        if stream.name == GAPS_STREAM && policy != Policy::Block {
+            check.fault(
+                &format!("{key}.policy"),
+                "",
+                "gap records are what tells of drops: they are not dropped",
+            );
+        }
         if let Some(name) = name
-            && streams.insert(name, Stream { partitions }).is_some()
+            && streams.insert(name, Stream { partitions, policy }).is_some()
         {
             check.fault(
                 &format!("{key}.name"),
@@ -228,16 +237,32 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             "at least commit.batch_bytes",
         );
     }
-    if raw.log.limit_bytes != 0 && raw.log.limit_bytes < 4 * raw.log.epoch_bytes {
+    let drops_old = streams
+        .values()
+        .any(|stream: &Stream| matches!(stream.policy, Policy::DropOldest | Policy::LatestPerDevice));
+    let spared_bytes = if drops_old { raw.replicate.in_flight_bytes.saturating_mul(2) } else { 0 };
+    let least_bytes = raw.log.epoch_bytes.saturating_mul(4).saturating_add(spared_bytes);
+    if raw.log.limit_bytes != 0 && raw.log.limit_bytes < least_bytes {
         check.fault(
             "log.limit_bytes",
             &raw.log.limit_bytes.to_string(),
-            &format!("at least 4 times log.epoch_bytes = {}, or 0", raw.log.epoch_bytes),
+            &if drops_old {
+                format!(
+                    "at least {least_bytes}: 4 times log.epoch_bytes and, since a stream drops what is old, 2 times \
+                     replicate.in_flight_bytes; or 0"
+                )
+            } else {
+                format!("at least 4 times log.epoch_bytes = {}, or 0", raw.log.epoch_bytes)
+            },
         );
     }
     let log = Log {
         dir: check.filled("log.dir", &raw.log.dir).into(),
         limit_bytes: Some(raw.log.limit_bytes).filter(|limit| *limit != 0),
+        retention: Retention {
+            bytes: raw.log.retain_bytes,
+            time: Some(Duration::from_millis(raw.log.retain_ms)).filter(|time| !time.is_zero()),
+        },
         epoch_bytes: raw.log.epoch_bytes,
         record_bytes_max: size(raw.log.record_bytes_max.into()),
         compression: raw.commit.compression,

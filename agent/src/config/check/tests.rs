@@ -420,3 +420,26 @@ fn a_log_level_is_one_for_all_or_one_for_each_module() {
     }
     check_faults(&with("info,wayside=loud"), &["telemetry.log_level = \"info,wayside=loud\""]);
 }
+
+#[test]
+fn a_stream_that_drops_what_is_old_wants_a_log_larger_than_what_replication_holds() {
+    let config = |policy: &str, limit_bytes: u64| {
+        let text = format!(
+            "gateway.id = \"g\"\n[log]\nlimit_bytes = {limit_bytes}\nepoch_bytes = 262144\n[replicate]\n\
+             bootstrap_servers = [\"k:9092\"]\nin_flight_bytes = 524288\n[[source.serial]]\nname = \"s\"\n\
+             path = \"/dev/null\"\nprotocol = \"nmea\"\n[[stream]]\nname = \"vehicle-positions\"\npolicy = \"{policy}\""
+        );
+        parse(&text)
+    };
+    let config_of = |policy, limit_bytes| config(policy, limit_bytes).expect("good");
+    let stream = StreamName::new("vehicle-positions").unwrap();
+    assert_eq!(config_of("drop-newest", 1 << 20).streams[&stream].policy, Policy::DropNewest);
+    assert_eq!(config_of("latest-per-device", 2 << 20).streams[&stream].policy, Policy::LatestPerDevice);
+    let fault = config("drop-oldest", 1 << 20).unwrap_err().to_string();
+    assert!(fault.contains("log.limit_bytes = 1048576: at least 2097152"), "{fault}");
+    let fault = config("newest", 1 << 20).unwrap_err().to_string();
+    assert!(fault.contains("drop-newest"), "the choices are named: {fault}");
+    let gaps = "\n[[stream]]\nname = \"gaps\"\npolicy = \"drop-oldest\"";
+    let text = format!("gateway.id = \"g\"\n[replicate]\nbootstrap_servers = [\"k:9092\"]{gaps}");
+    assert!(parse(&text).unwrap_err().to_string().contains("stream[0].policy"));
+}

@@ -159,6 +159,39 @@ fn old_epochs_are_read_while_a_new_one_is_written() {
 }
 
 #[test]
+fn what_is_written_again_takes_the_place_of_its_epochs_when_it_is_finished_and_not_before() {
+    on_each_engine(|reopen| {
+        let mut store = reopen();
+        for first in [0, 10, 20, 30] {
+            store.create(id(first)).unwrap();
+            write(store.as_mut(), first..first + 10);
+            store.sync().unwrap();
+        }
+        store.begin_rewrite(id(10)).unwrap();
+        store.append_rewrite(EntrySeq(10), b"given up").unwrap();
+        store.begin_rewrite(id(10)).unwrap();
+        store.append_rewrite(EntrySeq(13), &entry(13, 200)).unwrap();
+        assert_holds(store.as_mut(), id(10), 10..20);
+        store.append_rewrite(EntrySeq(29), &entry(29, 200)).unwrap();
+        // The epoch open for writing goes on beside it.
+        write(store.as_mut(), 40..41);
+        store.sync().unwrap();
+        store.finish_rewrite(id(20)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(store.epochs().unwrap(), [id(0), id(10), id(30)]);
+            let seqs: Vec<u64> = read_all(store.as_mut(), id(10), 10).iter().map(|e| e.seq.0).collect();
+            assert_eq!(seqs, [13, 29]);
+            assert_holds(store.as_mut(), id(0), 0..10);
+            assert_holds(store.as_mut(), id(30), 30..41);
+            store.begin_rewrite(id(0)).unwrap();
+            store.append_rewrite(EntrySeq(0), b"not finished").unwrap();
+            drop(store);
+            store = reopen();
+        }
+    });
+}
+
+#[test]
 fn a_deleted_epoch_is_gone_for_good_and_the_others_stay() {
     on_each_engine(|reopen| {
         let mut store = reopen();

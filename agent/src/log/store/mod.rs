@@ -144,6 +144,26 @@ pub trait EpochStore: Send {
         limit_bytes: usize,
     ) -> Result<Vec<StoredEntry>, StoreError>;
 
+    /// Begins to write `epoch`, which is there and not open for writing, again, beside the one open for writing. What
+    /// was begun before and not finished is given up.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); nothing has changed then.
+    fn begin_rewrite(&mut self, epoch: EpochId) -> Result<(), StoreError>;
+
+    /// Appends to the epoch that is written again.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append); the rewriting is given up then.
+    fn append_rewrite(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), StoreError>;
+
+    /// Puts what was written in the place of the epoch and of those behind it to `last`. A crash in between leaves all
+    /// of them or it alone.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync); what was there is there then.
+    fn finish_rewrite(&mut self, last: EpochId) -> Result<(), StoreError>;
+
     /// Deletes the epoch and gives its space back. A crash in between leaves it deleted or whole.
     ///
     /// # Errors
@@ -155,6 +175,9 @@ pub trait EpochStore: Send {
     /// # Errors
     /// [`StoreError::Io`].
     fn quarantine(&mut self, epoch: EpochId) -> Result<(), StoreError>;
+
+    /// Bytes that an epoch takes on the device, an estimate; 0 if it is not there.
+    fn epoch_size_bytes(&self, epoch: EpochId) -> u64;
 
     /// Bytes that all epochs take on the device, an estimate for metrics and bounds.
     fn size_bytes(&self) -> u64;

@@ -38,6 +38,8 @@ struct Epoch {
 #[derive(Debug, Default)]
 struct Disk {
     epochs: BTreeMap<EpochId, Epoch>,
+    /// The epoch that is written again.
+    rewrite: Option<(EpochId, Vec<StoredEntry>)>,
     quarantined: BTreeSet<EpochId>,
     /// Fails the call after so many more.
     fault: Option<(u32, Fault)>,
@@ -47,7 +49,9 @@ struct Disk {
 
 impl Disk {
     fn size_bytes(&self) -> u64 {
-        self.epochs.values().flat_map(|e| &e.entries).map(|entry| entry.bytes.len() as u64).sum()
+        let rewrite = self.rewrite.iter().flat_map(|(_, entries)| entries);
+        let entries = self.epochs.values().flat_map(|e| &e.entries).chain(rewrite);
+        entries.map(|entry| entry.bytes.len() as u64).sum()
     }
 
     fn check(&mut self, epoch: EpochId, action: &str) -> Result<(), StoreError> {
@@ -91,6 +95,7 @@ impl SimulatedDisk {
     pub fn open(&self) -> SimulatedStore {
         let mut disk = self.lock();
         disk.epochs.retain(|_, epoch| epoch.synced);
+        disk.rewrite = None;
         for epoch in disk.epochs.values_mut() {
             // As a real engine does: what a start finds it makes durable before anybody reads it.
             epoch.durable = epoch.entries.len();
@@ -298,6 +303,37 @@ impl EpochStore for SimulatedStore {
         Ok(read)
     }
 
+    fn begin_rewrite(&mut self, epoch: EpochId) -> Result<(), StoreError> {
+        let mut disk = self.lock();
+        disk.rewrite = None;
+        disk.check(epoch, "begin to rewrite")?;
+        disk.rewrite = Some((epoch, Vec::new()));
+        Ok(())
+    }
+
+    fn append_rewrite(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), StoreError> {
+        let mut disk = self.lock();
+        let (epoch, mut entries) = disk.rewrite.take().expect("begun");
+        disk.check(epoch, "rewrite")?;
+        entries.push(StoredEntry { seq, bytes: entry.to_vec() });
+        disk.rewrite = Some((epoch, entries));
+        if disk.capacity_bytes.is_some_and(|capacity| disk.size_bytes() > capacity) {
+            disk.rewrite = None;
+            return Err(StoreError::NoSpace { epoch });
+        }
+        Ok(())
+    }
+
+    fn finish_rewrite(&mut self, last: EpochId) -> Result<(), StoreError> {
+        let mut disk = self.lock();
+        let (epoch, entries) = disk.rewrite.take().expect("begun");
+        disk.check(epoch, "finish to rewrite")?;
+        disk.epochs.retain(|id, _| *id < epoch || *id > last);
+        let durable = entries.len();
+        disk.epochs.insert(epoch, Epoch { entries, durable, synced: true, ..Epoch::default() });
+        Ok(())
+    }
+
     fn delete(&mut self, epoch: EpochId) -> Result<(), StoreError> {
         let mut disk = self.lock();
         disk.check(epoch, "delete")?;
@@ -315,6 +351,12 @@ impl EpochStore for SimulatedStore {
         drop(disk);
         self.open = self.open.filter(|open| *open != epoch);
         Ok(())
+    }
+
+    fn epoch_size_bytes(&self, epoch: EpochId) -> u64 {
+        let disk = self.lock();
+        let entries = disk.epochs.get(&epoch).into_iter().flat_map(|epoch| &epoch.entries);
+        entries.map(|entry| entry.bytes.len() as u64).sum()
     }
 
     fn size_bytes(&self) -> u64 {

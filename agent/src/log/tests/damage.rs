@@ -129,7 +129,7 @@ fn a_log_that_gives_out_offsets_below_the_cursor_skips_ahead() {
     // The newest epoch has no record of partition 1, and its checkpoint knows it all the same.
     let (mut log, _) = open_simulated(&disk);
     commit(&mut log, 5..15);
-    log.trim(log.end()).unwrap();
+    log.trim(log.end(), Monotonic::default()).unwrap();
     drop(log);
     let open = |offsets_min| {
         let options = LogOptions { offsets_min, ..LogOptions::default() };
@@ -198,7 +198,7 @@ fn what_was_trimmed_is_not_lost_and_what_was_put_aside_is_lost_and_counted_once(
     }
     let (mut log, _) = open_simulated(&disk);
     assert_eq!(log.epochs, [0, 2, 4, 6].map(|id| EpochId(EntrySeq(id))));
-    log.trim(EntrySeq(2)).unwrap();
+    log.trim(EntrySeq(2), Monotonic::default()).unwrap();
     let (groups, lost) = read_all(&mut log, EntrySeq(0));
     assert_eq!((ids(&groups), lost), (vec![1, 2, 3], vec![]));
     log.store.quarantine(EpochId(EntrySeq(2))).unwrap();

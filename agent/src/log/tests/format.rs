@@ -1,7 +1,6 @@
 //! Bytes on disk: what a release has written opens for ever.
 //!
-//! `agent/testdata/log/v1-*` was written by the first release of the format: what `encode_group` and `encode_checkpoint`
-//! below return, and an epoch with three commits of 20 records each.
+//! `agent/testdata/log/v1-*` was written by the first release of the format: what the functions `encode_*` below return, and an epoch with three commits of 20 records each.
 
 use std::{fs, path::PathBuf};
 
@@ -54,6 +53,39 @@ fn encode_checkpoint() -> Vec<u8> {
     EntryCodec::new(Compression::None).encode(EntryKind::Checkpoint, &parts[0]).seal(SEQ).to_vec()
 }
 
+fn golden_dropped() -> Vec<Dropped> {
+    let element = |policy, device: Option<&str>, first, last, count| Dropped {
+        stream: stream("vehicle"),
+        partition: PartitionId(3),
+        device: device.map(|id| DeviceId::new(id).unwrap()),
+        policy,
+        first: Offset(first),
+        last: Offset(last),
+        count,
+    };
+    vec![
+        element(Policy::DropOldest, None, 5, 1 << 40, 1 << 39),
+        element(Policy::LatestPerDevice, Some("device-1"), 7, 7, 1),
+    ]
+}
+
+fn encode_compacted() -> Vec<u8> {
+    let mut raw = Vec::new();
+    dropped::encode(EntrySeq(300), &golden_dropped(), &golden_batches(), &mut raw);
+    EntryCodec::new(Compression::None).encode(EntryKind::Compacted, &raw).seal(SEQ).to_vec()
+}
+
+#[test]
+fn compacted_groups_of_version_1_open() {
+    let bytes = fs::read(golden("v1-compacted.bin")).unwrap();
+    let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
+    assert_eq!(kind, EntryKind::Compacted);
+    let found = dropped::decode(&raw, &mut Names::default()).unwrap();
+    assert_eq!(found.first, EntrySeq(300));
+    assert_eq!((found.dropped, found.batches), (golden_dropped(), golden_batches()));
+    assert_eq!(dropped::first(&raw), Some(EntrySeq(300)));
+}
+
 #[test]
 fn groups_of_version_1_open() {
     for (name, _) in compressions() {
@@ -90,6 +122,7 @@ fn an_epoch_of_version_1_opens() {
 #[test]
 fn version_1_is_still_what_is_written() {
     assert_eq!(encode_group(Compression::None), fs::read(golden("v1-group-none.bin")).unwrap());
+    assert_eq!(encode_compacted(), fs::read(golden("v1-compacted.bin")).unwrap());
     assert_eq!(encode_checkpoint(), fs::read(golden("v1-checkpoint.bin")).unwrap());
 }
 
@@ -114,6 +147,7 @@ proptest::proptest! {
         let raw = bytes::Bytes::from(body);
         let _ = group::decode(&raw, &mut Names::default());
         let _ = group::decode_ranges(&raw, &mut Names::default());
+        let _ = dropped::decode(&raw, &mut Names::default());
         let _ = Assembly::default().push(&raw);
     }
 

@@ -1,11 +1,12 @@
 //! The log as a whole: over the simulated engine, where everything can go wrong, and over sled.
 
+mod compact;
 mod damage;
 mod format;
 mod model;
 mod verify;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use prometheus_client::registry::Registry;
 
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     batch::Batch,
+    env::Monotonic,
     record::{ClockQuality, ContentType, DeviceId, Received, RecordHeader, UnixMicros},
 };
 
@@ -161,7 +163,7 @@ fn a_log_at_its_limit_takes_nothing_until_an_epoch_is_trimmed() {
     // What is there can be read, and goes when Kafka has it.
     let (groups, _) = read_all(&mut log, EntrySeq(0));
     assert_eq!(ids(&groups), (0..taken - 50).collect::<Vec<_>>());
-    assert!(log.trim(log.epochs[1].0).unwrap() > 0);
+    assert!(log.trim(log.epochs[1].0, Monotonic::default()).unwrap() > 0);
     assert_eq!(ids(&log.sync().unwrap().groups), (taken - 50..taken).collect::<Vec<_>>());
 }
 
@@ -270,7 +272,7 @@ fn a_full_disk_keeps_records_in_memory_until_a_trim_has_made_room() {
     assert!(log.stats().pending_groups > 0);
     let middle = log.epochs[log.epochs.len() / 2].0;
     let acknowledged = ids(&read_all(&mut log, EntrySeq(0)).0).len() as u64;
-    assert!(log.trim(middle).unwrap() > 0);
+    assert!(log.trim(middle, Monotonic::default()).unwrap() > 0);
     assert_eq!(log.first(), middle);
     assert!(!log.sync().unwrap().groups.is_empty());
     let (groups, lost) = read_all(&mut log, middle);
@@ -291,7 +293,7 @@ fn a_trimmed_log_goes_on_from_its_newest_epoch() {
         let (mut log, recovery) = open_simulated(&disk);
         assert_eq!(recovery.next_offsets[&(stream("early"), PartitionId(2))], Offset(5), "start {start}");
         commit(&mut log, start * 10..start * 10 + 10);
-        log.trim(log.end()).unwrap();
+        log.trim(log.end(), Monotonic::default()).unwrap();
         assert_eq!(log.stats().epochs, 1);
     }
 }
@@ -307,13 +309,13 @@ fn a_trim_spares_the_last_durable_epoch_while_nothing_in_the_new_one_is() {
     log.append(vec![batch("vehicle", 0, 10..20)]);
     assert!(is_no_space(&log.sync().unwrap_err()));
     assert_eq!(log.stats().epochs, 2, "the new one is there and holds nothing durable");
-    assert_eq!(log.trim(log.end()).unwrap(), 0);
+    assert_eq!(log.trim(log.end(), Monotonic::default()).unwrap(), 0);
     drop(log);
     disk.crash(0);
     disk.set_capacity_bytes(None);
     let (mut log, _) = open_simulated(&disk);
     assert_eq!(commit(&mut log, 10..20)[0].batches[0].base_offset, Offset(10));
-    assert_eq!(log.trim(log.end()).unwrap(), 1);
+    assert_eq!(log.trim(log.end(), Monotonic::default()).unwrap(), 1);
 }
 
 #[test]
@@ -396,4 +398,34 @@ fn a_checkpoint_tells_the_offsets_at_its_place_and_not_those_of_later_groups() {
     assert!((60..600).contains(&read));
     log.append(vec![batch("vehicle", 9, 600..601)]);
     assert_eq!(log.sync().unwrap().groups[0].batches[0].base_offset, Offset(0));
+}
+
+#[test]
+fn acknowledged_epochs_are_kept_up_to_the_bytes_and_the_time_that_retention_says() {
+    let ms = |ms| Monotonic::from_start(Duration::from_millis(ms));
+    let disk = SimulatedDisk::new();
+    let open = |bytes, time| {
+        let retention = Retention { bytes, time };
+        let options = LogOptions { retention, ..LogOptions::default() };
+        Log::open(Box::new(disk.open().with_epoch_bytes(1)), options, metrics()).unwrap().0
+    };
+    let mut log = open(u64::MAX, Some(Duration::from_millis(100)));
+    for n in 0..4 {
+        commit(&mut log, n * 50..(n + 1) * 50);
+    }
+    let third = log.epochs[2];
+    assert_eq!(log.trim(third.0, ms(1_000)).unwrap(), 0);
+    assert_eq!(log.trim(log.end(), ms(1_060)).unwrap(), 0);
+    assert_eq!(log.trim(log.end(), ms(1_101)).unwrap(), 2, "the two that Kafka has had for longer");
+    assert_eq!(ids(&read_all(&mut log, EntrySeq(0)).0), (100..200).collect::<Vec<_>>());
+    assert!(log.delete_retained().unwrap(), "one more when room is needed");
+    assert!(!log.delete_retained().unwrap(), "never what is not acknowledged, nor the newest");
+    drop(log);
+    let size_bytes = disk.open().size_bytes();
+    let mut log = open(size_bytes * 5 / 2, None);
+    for n in 4..8 {
+        commit(&mut log, n * 50..(n + 1) * 50);
+    }
+    log.trim(log.end(), ms(0)).unwrap();
+    assert_eq!(log.stats().epochs, 3, "two for replay, and the newest");
 }

@@ -106,7 +106,7 @@ fn run(operations: &[Operation], open: &dyn Fn() -> Log, crash: &dyn Fn(usize), 
             Operation::ReadAll => model.check(&mut log),
             Operation::Trim(percent) => {
                 // A failure is tried again by the next one.
-                let _ = log.trim(EntrySeq(log.end().0 * percent / 100));
+                let _ = log.trim(EntrySeq(log.end().0 * percent / 100), Monotonic::default());
             }
             Operation::Reopen => {
                 drop(log);

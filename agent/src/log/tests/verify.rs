@@ -44,6 +44,23 @@ fn read_dir(reader: &mut DirReader) -> (Vec<u64>, Vec<LostEntries>) {
 }
 
 #[test]
+fn what_was_dropped_by_policy_is_counted_and_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    three_epochs(dir.path());
+    let store = SledStore::open(dir.path(), test_options()).unwrap();
+    let policies = BTreeMap::from([(stream("vehicle"), Policy::LatestPerDevice)]);
+    let options = LogOptions { policies, ..LogOptions::default() };
+    let (mut log, _) = Log::open(Box::new(store), options, metrics()).unwrap();
+    while log.compact(|_, _| true).unwrap() {}
+    let found = check(dir.path());
+    assert!(found.is_whole(), "{found:?}");
+    assert_eq!((found.records + found.dropped_records, found.records < 300), (600, true), "{found:?}");
+    let mut reader = DirReader::new(dir.path(), EntrySeq(0));
+    let (ids, lost) = read_dir(&mut reader);
+    assert_eq!((ids.len() as u64, lost), (found.records, vec![]));
+}
+
+#[test]
 fn a_log_that_is_being_written_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     assert!(check(dir.path()).is_whole(), "empty");
@@ -59,7 +76,7 @@ fn a_log_that_is_being_written_is_whole() {
         assert_eq!(found.records, 600 + (n + 1) * 11);
         assert_eq!(found.next_offsets[&(stream("vehicle"), PartitionId(0))].0.unsigned_abs(), 610 + n * 10);
     }
-    log.trim(log.end()).unwrap();
+    log.trim(log.end(), Monotonic::default()).unwrap();
     let found = check(dir.path());
     assert!(found.is_whole(), "{found:?}");
     assert_eq!(found.first, log.first());
@@ -83,7 +100,7 @@ fn an_agent_that_writes_all_the_time_does_not_make_a_whole_log_look_damaged() {
                     commit(&mut log, next..next + 100);
                     next += 100;
                 }
-                log.trim(EntrySeq(log.end().0.saturating_sub(60))).unwrap();
+                log.trim(EntrySeq(log.end().0.saturating_sub(60)), Monotonic::default()).unwrap();
             }
         });
         let mut reader = DirReader::new(dir.path(), EntrySeq(0));

@@ -96,6 +96,32 @@ impl Replicator {
         self.holes.open.is_some()
     }
 
+    /// What the log has dropped is told in its place. Read again, it is told again only if Kafka may not have it.
+    pub(super) fn take_dropped(&mut self, group: &BatchGroup) {
+        let batches = group.batches.iter().map(|batch| (&batch.stream, batch.partition, batch.base_offset));
+        let dropped = group.dropped.iter().map(|dropped| (&dropped.stream, dropped.partition, dropped.first));
+        let mut begins: BTreeMap<usize, Offset> = BTreeMap::new();
+        for (stream, partition, first) in dropped.chain(batches).filter(|_| !group.dropped.is_empty()) {
+            let begin = begins.entry(self.lane_index(stream, partition)).or_insert(first);
+            *begin = first.min(*begin);
+        }
+        // What is missing before is a hole; from there on all is here or dropped.
+        for (index, begin) in begins {
+            self.goes_on_at(index, begin, self.floor);
+        }
+        for dropped in &group.dropped {
+            let index = self.lane_index(&dropped.stream, dropped.partition);
+            let lane = &mut self.lanes[index];
+            let end = Offset(dropped.last.0.saturating_add(1));
+            lane.taken = Some(lane.taken.map_or(end, |taken| taken.max(end)));
+            lane.end = lane.end.max(end);
+            if lane.acknowledged <= dropped.first && lane.untold.insert(dropped.first) {
+                let missing = (index, dropped.first);
+                self.wait(Untold { entry: group.seq, missing, gap: Gap::of_dropped(dropped) });
+            }
+        }
+    }
+
     /// Kafka never takes a record that was popped from a lane; its entry is still held for it.
     pub(super) fn on_dropped(&mut self, index: usize, sent: Sent, reason: DropReason) {
         let lane = &mut self.lanes[index];
@@ -122,7 +148,12 @@ impl Replicator {
     /// Kafka has the gap that a lane outside the log told of.
     pub(super) fn on_told(&mut self, index: usize) {
         if let Some(missing) = self.lanes[index].tells_of.pop_front() {
-            self.lanes[missing.0].untold.remove(&missing.1);
+            let lane = &mut self.lanes[missing.0];
+            lane.untold.remove(&missing.1);
+            if lane.acknowledged == missing.1 {
+                // It is settled: read again, it is not told again.
+                lane.acknowledged = Offset(missing.1.0 + 1);
+            }
             self.holes.told.remove(&missing);
         }
     }
@@ -143,7 +174,10 @@ impl Replicator {
             };
             lane.end = Offset(lane.end.0 + 1);
             lane.tells_of.push_back(untold.missing);
-            lane.push(&Arc::new(BatchGroup { seq: untold.entry, batches: vec![batch] }), 0);
+            lane.push(
+                &Arc::new(BatchGroup { seq: untold.entry, batches: vec![batch], dropped: Vec::new() }),
+                0,
+            );
             let topic = &mut self.topics[lane.topic];
             if topic.state == TopicState::Unused {
                 topic.state = TopicState::Wanted;

@@ -8,8 +8,10 @@ use std::{collections::BTreeSet, num::NonZeroU16};
 
 use super::*;
 use crate::{
-    log::{KnownOffsets, LogBatch, LostEntries},
+    config::Policy,
+    log::{Dropped, KnownOffsets, LogBatch, LostEntries},
     replicate::{
+        Held,
         cluster::{DeliveryError, DropReason, Refusal},
         simulated::{self, SimulatedBrokers, SimulatedCluster},
         tests::{group, record, stream},
@@ -96,6 +98,7 @@ impl World {
         }
         if let Some(request) = self.replicator.fill(self.now) {
             let outcome = self.read(request.from, request.limit_bytes);
+            self.replicator.settings.held.read(outcome.next);
             self.replicator.on_read(self.now, Some(outcome));
         }
         self.replicator.pump(self.now, self.wall, &mut self.cluster);
@@ -145,6 +148,25 @@ impl World {
                 self.dropped.insert((format!("test.{}", batch.stream), batch.partition, Offset(offset)));
             }
         }
+    }
+
+    /// The log drops the first batch of an entry, if replication has not begun with it.
+    fn compact(&mut self, seq: EntrySeq) -> bool {
+        if !self.replicator.settings.held.release(seq, seq.next()) {
+            return false;
+        }
+        let mut group = Arc::unwrap_or_clone(self.log.remove(&seq).expect("the entry is there"));
+        if !group.batches.is_empty() {
+            let LogBatch { stream, partition, base_offset: first, records } = group.batches.remove(0);
+            let count = records.len() as u64;
+            let last = Offset(first.0 + i64::try_from(records.len()).unwrap() - 1);
+            let of_topic = format!("test.{stream}");
+            self.dropped.extend((first.0..=last.0).map(|o| (of_topic.clone(), partition, Offset(o))));
+            let policy = Policy::DropOldest;
+            group.dropped.push(Dropped { stream, partition, device: None, policy, first, last, count });
+        }
+        self.log.insert(seq, Arc::new(group));
+        true
     }
 
     /// Offsets of a partition that Kafka was told are missing.
@@ -249,6 +271,7 @@ fn replicator(
         environment: "test".into(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         in_flight_bytes,
+        held: Held::new(cursor.map_or(EntrySeq(0), |cursor| cursor.next)),
     };
     Replicator::new(settings, cursor, log_end, Box::new(Counting(1)), metrics)
 }

@@ -6,6 +6,8 @@
 //! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty)
 //! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. The newest epoch without it acknowledged nothing
 //! <dir>/del-<id:016x>/       an epoch that is being deleted
+//! <dir>/new-<id:016x>/       an epoch that is being written again; of no use after a crash
+//! <dir>/swap-<id:016x>-<last:016x>/  an epoch that was written again, and takes the place of all from `id` to `last`
 //! <dir>/bad-<id:016x>/       an epoch that could not be read; for an operator to look at and remove
 //! <dir>/repair-<time>/       what `wayside log repair` took out or changed; for an operator to look at and remove
 //! ```
@@ -26,6 +28,8 @@ use crate::log::store::{EntrySeq, EpochId};
 pub(in crate::log) const MARKER: &str = "synced";
 const BALLAST: &str = "ballast";
 const LOCK: &str = "lock";
+const NEW: &str = "new-";
+const SWAP: &str = "swap-";
 
 /// What the engine has in the directory beside epochs.
 pub(in crate::log) const OWN_FILES: [&str; 2] = [LOCK, BALLAST];
@@ -121,6 +125,7 @@ impl DataDir {
     /// Finishes what a crash interrupted; returns the epochs that are left, ascending. What cannot be cleaned up is
     /// told and left for the next start.
     pub(super) fn recover(&self) -> io::Result<Vec<EpochId>> {
+        self.recover_rewrites()?;
         let mut epochs = Vec::new();
         let mut unmarked = Vec::new();
         for entry in fs::read_dir(&self.path)? {
@@ -187,6 +192,56 @@ impl DataDir {
         }
         fs::create_dir(&path)?;
         Ok(path)
+    }
+
+    /// Makes the directory for writing an epoch again.
+    pub(super) fn create_rewrite(&self, epoch: EpochId) -> io::Result<PathBuf> {
+        let path = self.path.join(format!("{NEW}{:016x}", epoch.0.0));
+        if path.try_exists()? {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    /// Puts what was written again, and synced, in the place of the epochs from `first` to `last`.
+    pub(super) fn finish_rewrite(&self, first: EpochId, last: EpochId) -> io::Result<()> {
+        let path = self.path.join(format!("{NEW}{:016x}", first.0.0));
+        File::create(path.join(MARKER))?;
+        sync_all(&path)?;
+        let swap = self.path.join(format!("{SWAP}{:016x}-{:016x}", first.0.0, last.0.0));
+        fs::rename(path, &swap)?;
+        // From here on a start finishes it.
+        sync_dir(&self.path)?;
+        self.finish_swap(&swap, first, last)
+    }
+
+    fn finish_swap(&self, swap: &Path, first: EpochId, last: EpochId) -> io::Result<()> {
+        let mut epochs = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            epochs.extend(entry?.file_name().to_str().and_then(|name| parse(name, "e-")));
+        }
+        epochs.retain(|epoch| (first..=last).contains(epoch));
+        epochs.into_iter().try_for_each(|epoch| self.delete(epoch))?;
+        fs::rename(swap, self.epoch(first))?;
+        sync_dir(&self.path)
+    }
+
+    /// Finishes or removes what was being written again when the agent ended.
+    fn recover_rewrites(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if parse(name, NEW).is_some() {
+                complain(&path, "remove what was not finished", fs::remove_dir_all(&path));
+            } else if let Some((first, last)) = name.strip_prefix(SWAP).and_then(|ids| ids.split_once('-'))
+                && let (Some(first), Some(last)) = (parse(first, ""), parse(last, ""))
+            {
+                // Half of it would be loss: the log does not open before it is done.
+                self.finish_swap(&path, first, last)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the files of an epoch whose data is synced already stay: names, `conf`, marker.

@@ -69,6 +69,8 @@ pub struct SledStore {
     dir: DataDir,
     options: SledOptions,
     write: Option<WriteEpoch>,
+    /// The epoch that is written again.
+    rewrite: Option<WriteEpoch>,
     /// At most one old epoch is open: each costs its size in memory.
     reader: Option<ReadEpoch>,
     /// Trees that did not read; what was in them is a hole.
@@ -95,6 +97,7 @@ impl SledStore {
             dir,
             options,
             write: None,
+            rewrite: None,
             reader: None,
             bad_trees: BTreeSet::new(),
             slow_opens: BTreeMap::new(),
@@ -135,6 +138,37 @@ impl SledStore {
             }
             other => StoreError::HandleDead { epoch, reason: other.into_reason() },
         }
+    }
+
+    fn close_rewrite(&mut self) {
+        if let Some(rewrite) = self.rewrite.take() {
+            rewrite.close(self.options.timeout);
+        }
+    }
+
+    /// As [`write_failed`](Self::write_failed); what was there is there.
+    fn rewrite_failed(&mut self, epoch: EpochId, failure: Failure) -> StoreError {
+        self.close_rewrite();
+        match failure {
+            Failure::NoSpace => {
+                self.dir.drop_ballast();
+                StoreError::NoSpace { epoch }
+            }
+            other => StoreError::HandleDead { epoch, reason: other.into_reason() },
+        }
+    }
+
+    /// Runs a step of writing on the epoch that is written again.
+    fn with_rewrite(
+        &mut self,
+        step: impl FnOnce(&mut WriteEpoch) -> Result<(), Failure>,
+    ) -> Result<(), StoreError> {
+        let Some(rewrite) = &mut self.rewrite else {
+            let source = io::Error::other("no epoch is written again");
+            return Err(io_error("rewrite", self.dir.path(), source));
+        };
+        let id = rewrite.id;
+        step(rewrite).map_err(|failure| self.rewrite_failed(id, failure))
     }
 
     /// Runs a step of writing on the open epoch.
@@ -291,6 +325,36 @@ impl EpochStore for SledStore {
         }
     }
 
+    fn begin_rewrite(&mut self, epoch: EpochId) -> Result<(), StoreError> {
+        self.close_rewrite();
+        let created = self
+            .dir
+            .create_rewrite(epoch)
+            .map_err(Failure::of_io)
+            .and_then(|path| WriteEpoch::create(epoch, path, self.options.timeout));
+        self.rewrite = Some(created.map_err(|failure| self.rewrite_failed(epoch, failure))?);
+        Ok(())
+    }
+
+    fn append_rewrite(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), StoreError> {
+        assert!(entry.len() <= ENTRY_BYTES_MAX, "an entry of {} bytes", entry.len());
+        self.with_rewrite(|rewrite| rewrite.append(seq, entry))
+    }
+
+    fn finish_rewrite(&mut self, last: EpochId) -> Result<(), StoreError> {
+        self.with_rewrite(WriteEpoch::sync)?;
+        let Some(rewrite) = self.rewrite.take() else { return Ok(()) };
+        let first = rewrite.id;
+        rewrite.close(self.options.timeout);
+        self.close_reader();
+        let action = |source| io_error("rewrite", &self.dir.epoch(first), source);
+        self.dir.finish_rewrite(first, last).map_err(action)?;
+        let replaced: Vec<EpochId> = self.sizes.range(first..=last).map(|(id, _)| *id).collect();
+        replaced.into_iter().for_each(|epoch| self.forget(epoch));
+        self.sizes.insert(first, self.dir.size_bytes(first));
+        Ok(())
+    }
+
     fn delete(&mut self, epoch: EpochId) -> Result<(), StoreError> {
         self.close(epoch);
         self.dir.delete(epoch).map_err(|source| io_error("delete", &self.dir.epoch(epoch), source))?;
@@ -303,6 +367,10 @@ impl EpochStore for SledStore {
         self.dir.quarantine(epoch).map_err(|source| io_error("put aside", &self.dir.epoch(epoch), source))?;
         self.forget(epoch);
         Ok(())
+    }
+
+    fn epoch_size_bytes(&self, epoch: EpochId) -> u64 {
+        self.sizes.get(&epoch).copied().unwrap_or(0)
     }
 
     fn size_bytes(&self) -> u64 {
@@ -321,6 +389,7 @@ impl SledStore {
 impl Drop for SledStore {
     fn drop(&mut self) {
         self.close_reader();
+        self.close_rewrite();
         self.close_write();
     }
 }

@@ -124,6 +124,28 @@ fn a_ballast_that_does_not_fit_leaves_no_file() {
 }
 
 #[test]
+fn a_start_finishes_to_put_what_was_written_again_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    for first in [0, 20, 40] {
+        write_epoch(&mut store, first);
+    }
+    store.begin_rewrite(id(0)).unwrap();
+    store.append_rewrite(EntrySeq(39), &[9; 100]).unwrap();
+    store.finish_rewrite(id(20)).unwrap();
+    drop(store);
+    // As a power cut leaves it, before or between the deletions.
+    let path = |name: &str| dir.path().join(name);
+    fs::rename(path(&id(0).to_string()), path("swap-0000000000000000-0000000000000014")).unwrap();
+    fs::create_dir(path(&id(20).to_string())).unwrap();
+    fs::create_dir(path("new-0000000000000028")).unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    assert_eq!(store.epochs().unwrap(), [id(0), id(40)]);
+    assert_eq!(read_count(&mut store, id(0)), 1);
+    assert!(!path("new-0000000000000028").exists());
+}
+
+#[test]
 fn below_the_reserve_no_epoch_is_begun() {
     let dir = tempfile::tempdir().unwrap();
     let options = SledOptions { reserve_bytes: u64::MAX, ..test_options() };

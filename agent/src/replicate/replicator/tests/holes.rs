@@ -121,3 +121,40 @@ fn a_checkpoint_tells_what_an_epoch_had_and_a_skip_that_nobody_can_know() {
         r#"{"reason":"damaged","count":null,"device":null,"stream":"a","partition":0,"first_offset":9}"#;
     assert_eq!(world.gaps(), [damaged("a", 0, 5, 8), unknown.to_owned()]);
 }
+
+#[test]
+fn what_the_log_dropped_is_told_in_its_place_and_the_cursor_waits_for_it() {
+    let mut world = World::new(1, 1 << 20);
+    world.brokers.create_topic("test.gaps", NonZeroU16::new(4).unwrap());
+    (0..4).for_each(|partition| world.brokers.set_leader("test.gaps", PartitionId(partition), false));
+    for _ in 0..3 {
+        world.commit(&[("a", 0, 2), ("b", 1, 1)], false);
+    }
+    assert!(world.compact(EntrySeq(1)));
+    world.replicator.probe(true);
+    world.run_until("what is there is in Kafka", |w| offsets(&w.brokers, "a", 0) == [0, 1, 4, 5]);
+    (0..100).for_each(|_| world.step());
+    let cursor = world.replicator.cursor();
+    assert_eq!((cursor.next, cursor.acknowledged[&(stream("a"), PartitionId(0))]), (EntrySeq(1), Offset(2)));
+    world.save_cursor();
+    world.restart_agent();
+    (0..4).for_each(|partition| world.brokers.set_leader("test.gaps", PartitionId(partition), true));
+    world.run_until_caught_up();
+    assert_eq!(world.gaps(), [damaged("a", 0, 2, 3).replace("damaged", "drop_oldest")]);
+    assert_eq!(offsets(&world.brokers, "b", 1), [0, 1, 2]);
+    assert_eq!(world.replicator.cursor().next, world.log_end);
+}
+
+#[test]
+fn what_replication_keeps_in_memory_is_not_dropped_by_the_log_and_what_was_dropped_is_not_kept() {
+    let mut world = World::new(1, 1 << 20);
+    world.commit(&[("a", 0, 2)], true);
+    assert!(!world.compact(EntrySeq(0)));
+    world.commit(&[("a", 0, 2)], false);
+    let stale = Arc::clone(&world.log[&EntrySeq(1)]);
+    assert!(world.compact(EntrySeq(1)));
+    world.replicator.offer(stale);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), [0, 1]);
+    assert_eq!(world.told("a", 0), [2, 3].into());
+}

@@ -17,6 +17,7 @@ enum Op {
     SaveCursor,
     LoseCursor,
     LoseEntry(prop::sample::Index),
+    Compact(prop::sample::Index),
     RestartAgent,
 }
 
@@ -39,6 +40,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::SaveCursor),
         1 => Just(Op::LoseCursor),
         1 => any::<prop::sample::Index>().prop_map(Op::LoseEntry),
+        2 => any::<prop::sample::Index>().prop_map(Op::Compact),
         1 => Just(Op::RestartAgent),
     ]
 }
@@ -59,7 +61,11 @@ proptest! {
                     let seqs: Vec<_> = world.log.keys().copied().collect();
                     world.lose(index.get(&seqs).0);
                 }
-                Op::LoseEntry(_) => {}
+                Op::Compact(index) if !world.log.is_empty() => {
+                    let seqs: Vec<_> = world.log.keys().copied().collect();
+                    world.compact(*index.get(&seqs));
+                }
+                Op::LoseEntry(_) | Op::Compact(_) => {}
                 Op::Commit { lanes, live } => world.commit(&lanes, live),
                 Op::Step(count) => for _ in 0..count {
                     world.step();

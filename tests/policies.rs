@@ -1,0 +1,81 @@
+//! With Kafka away and the log at its limit, streams drop as their policies say, and every record is in Kafka or counted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use wayside_tests::agent::{self, Agent};
+use wayside_tests::kafka::{self, Cluster};
+use wayside_tests::mosquitto::Mosquitto;
+use wayside_tests::sim::{self, Load};
+use wayside_tests::{PATIENCE, note, wait_until};
+
+/// Records that gap records of `reason` say are missing.
+fn told(cluster: &Cluster, agent: &Agent, reason: &str) -> u64 {
+    let mut gaps = BTreeMap::new();
+    for record in cluster.read(&agent.topic("gaps")) {
+        let gap: serde_json::Value = serde_json::from_slice(&record.value).expect("a gap is JSON");
+        if gap["reason"] == reason {
+            // A gap may come twice, as records may: one of the log has its offset, another says where it is.
+            let place = record.headers.get("wayside.offset").cloned().unwrap_or_else(|| gap.to_string());
+            gaps.insert((record.partition, place), gap["count"].as_u64().expect("a count"));
+        }
+    }
+    gaps.values().sum()
+}
+
+fn drops_and_tells(policy: &str, reason: &str) {
+    let mut cluster = kafka::exclusive();
+    let broker = Mosquitto::start();
+    cluster.kill_all();
+    let sections = agent::mqtt_source(&broker.url(), 5) + "[commit]\ncompression = \"none\"\n";
+    let mut agent = Agent::new(&format!("policy-{policy}"), &cluster.bootstrap_servers(), &sections);
+    agent.configure("[log]\n", "[log]\nlimit_bytes = 1310720\nepoch_bytes = 262144\n");
+    agent.configure("[replicate]\n", "[replicate]\nin_flight_bytes = 131072\n");
+    let stream = "name = \"vehicle-positions\"\n";
+    agent.configure(stream, &format!("{stream}policy = \"{policy}\"\n"));
+    agent.start();
+    broker.wait_subscribed("traffic/+/position");
+    let url = broker.url();
+    let load = ["traffic", "--mqtt", &url, "--devices", "50", "--rate", "1000", "--duration", "12s"];
+    let mut load = Load::start(load);
+    load.finish(PATIENCE);
+    let dropped =
+        format!("wayside_log_dropped_records_total{{stream=\"vehicle-positions\",policy=\"{policy}\"}}");
+    wait_until(PATIENCE, "something was dropped", || agent.metric(&dropped).filter(|records| *records > 0.0));
+    let size_bytes = agent.metric("wayside_log_size_bytes").expect("a log has a size");
+    assert!(size_bytes < 1.5 * 1_310_720.0, "{size_bytes} bytes");
+    cluster.heal();
+    wait_until(PATIENCE, "all is in Kafka or told", || {
+        let missing =
+            sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).count("lost");
+        (missing == told(&cluster, &agent, reason)).then_some(())
+    });
+    agent.stop();
+    let report = sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO);
+    let told = told(&cluster, &agent, reason);
+    note(&format!("{} delivered, {told} told as missing", report.count("delivered")));
+    assert!(told > 0);
+    assert_eq!(report.count("lost"), told);
+    assert_eq!(report.count("delivered") + told, report.count("acknowledged"));
+    for fault in ["reordered", "unknown", "foreign_partition", "split_devices"] {
+        assert_eq!(report.count(fault), 0, "{fault}");
+    }
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn drop_oldest_loses_what_it_tells_and_no_more() {
+    drops_and_tells("drop-oldest", "drop_oldest");
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn latest_per_device_loses_what_it_tells_and_no_more() {
+    drops_and_tells("latest-per-device", "latest_per_device");
+}
+
+#[test]
+#[ignore = "needs Kafka and Mosquitto: tests/run"]
+fn drop_newest_loses_what_it_tells_and_no_more() {
+    drops_and_tells("drop-newest", "drop_newest");
+}
