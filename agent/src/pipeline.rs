@@ -73,6 +73,7 @@ pub async fn run(
     let commit_metrics = CommitMetrics::register(&mut registry);
     let log_metrics = LogMetrics::register(&mut registry);
     let replicate_metrics = ReplicateMetrics::register(&mut registry);
+    let guard = config.telemetry.token.clone().map(|token| http::Guard::register(token, &mut registry));
 
     // The sources' way in: one queue bounded in bytes, one watch per source for what became durable.
     let (events, submitted) = mpsc::unbounded_channel();
@@ -231,7 +232,7 @@ pub async fn run(
         })
     };
     if let Some(listen) = config.telemetry.listen {
-        let router = http::router(Arc::new(registry), health.clone());
+        let router = http::router(Arc::new(registry), health.clone(), guard);
         tokio::spawn(http::serve(listen, router, stopping.clone()));
     }
     let log = log_client.clone();

@@ -162,6 +162,17 @@ listen = \"127.0.0.1:{telemetry_port}\"
         get(self.telemetry_port, path).expect("it runs")
     }
 
+    /// Where it answers.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.telemetry_port)
+    }
+
+    /// Status and body of what it answers to `GET path` with further lines in its head, each with its end.
+    #[track_caller]
+    pub fn answer(&self, path: &str, lines: &str) -> (u16, String) {
+        request(self.telemetry_port, path, lines).expect("it runs")
+    }
+
     /// Waits until `/healthz` has `words`.
     #[track_caller]
     pub fn wait_health(&self, words: &str) {
@@ -258,11 +269,15 @@ fn program() -> PathBuf {
 
 /// The body of `http://127.0.0.1:port/path`, whatever the status; `None` when nobody answers.
 fn get(port: u16, path: &str) -> Option<String> {
+    request(port, path, "").map(|(_, body)| body)
+}
+
+fn request(port: u16, path: &str, lines: &str) -> Option<(u16, String)> {
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(connection, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    write!(connection, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{lines}\r\n").ok()?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer).ok()?;
-    let (_, body) = answer.split_once("\r\n\r\n")?;
-    Some(body.to_owned())
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }

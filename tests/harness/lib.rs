@@ -16,6 +16,7 @@ pub mod ports;
 pub mod process;
 pub mod pty;
 pub mod sim;
+pub mod service;
 pub mod strace;
 
 use std::path::{Path, PathBuf};

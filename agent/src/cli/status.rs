@@ -16,9 +16,10 @@ use clap::Args;
 use indicatif::{HumanBytes, HumanDuration};
 
 use crate::{
-    config::check,
+    config::{Telemetry, check},
     env::{Clock, SystemClock},
-    telemetry::health::HealthReport,
+    secret::{self, Secret, SecretRef},
+    telemetry::{health::HealthReport, http::load_token},
 };
 
 /// Longest wait for the whole answer.
@@ -29,12 +30,15 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Configuration file of the agent, for telemetry.listen.
+    /// Configuration file of the agent, for telemetry.listen and telemetry.token.
     #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
     config: PathBuf,
     /// Where the agent is instead: http://HOST:PORT.
     #[arg(long, conflicts_with = "config")]
     url: Option<String>,
+    /// Where the agent's token is, for --url or another than in the configuration: file:PATH, env:NAME or credential:NAME.
+    #[arg(long, value_name = "PLACE")]
+    token: Option<String>,
     /// One JSON object instead of the table: what /healthz answers.
     #[arg(long)]
     json: bool,
@@ -91,20 +95,24 @@ pub(super) fn print(args: &StatusArgs) -> ExitCode {
 }
 
 fn ask(args: &StatusArgs) -> anyhow::Result<HealthReport> {
-    let address = match &args.url {
-        Some(url) => address(url)?,
+    let (address, mut place) = match &args.url {
+        Some(url) => (address(url)?, None),
         None => {
             let checked = check::load(&args.config).with_context(|| args.config.display().to_string())?;
-            let listen = checked
-                .config
-                .telemetry
-                .listen
-                .context("the agent has no HTTP endpoint (telemetry.listen is empty)")?;
-            reachable(listen)
+            let Telemetry { listen, token, .. } = checked.config.telemetry;
+            let listen = listen.context("the agent has no HTTP endpoint (telemetry.listen is empty)")?;
+            (reachable(listen), token)
         }
     };
+    if let Some(text) = &args.token {
+        // Not shown: it may be the token itself, by mistake.
+        place =
+            Some(SecretRef::parse("--token", text).with_context(|| format!("--token {}", secret::FORMS))?);
+    }
+    let token = place.as_ref().map(load_token).transpose()?;
     let clock = SystemClock::new();
-    let body = get(address, &clock).with_context(|| format!("the agent does not answer at {address}"))?;
+    let body = get(address, token.as_ref(), &clock)
+        .with_context(|| format!("the agent does not answer at {address}"))?;
     serde_json::from_slice(&body)
         .with_context(|| format!("what answers at {address} is no agent of this version"))
 }
@@ -129,11 +137,14 @@ fn reachable(mut listen: SocketAddr) -> SocketAddr {
 }
 
 /// The body of `/healthz`. HTTP/1.0, so that the answer is not chunked and ends with the connection.
-fn get(address: SocketAddr, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
+fn get(address: SocketAddr, token: Option<&Secret>, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
     let deadline = clock.monotonic() + TIMEOUT;
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("GET /healthz HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let authorization = token.map(|token| format!("Authorization: Bearer {}\r\n", token.expose()));
+    let authorization = authorization.unwrap_or_default();
+    let request = format!("GET /healthz HTTP/1.0\r\nHost: {address}\r\n{authorization}\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
     loop {
@@ -154,6 +165,8 @@ fn get(address: SocketAddr, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
     // 503 says that commits fail, in the same words.
     match head.split_whitespace().nth(1) {
         Some("200" | "503") => Ok(answer.split_off(end + 4)),
+        Some("401") if token.is_some() => bail!("it wants another token (telemetry.token)"),
+        Some("401") => bail!("it wants a token (telemetry.token); --token says where it is"),
         _ => bail!("it answers {:?}", head.lines().next().unwrap_or_default()),
     }
 }
@@ -269,6 +282,7 @@ mod tests {
             // A client that has read enough closes.
             let _ = stream.write_all(&answer);
         });
+            token: None,
         format!("http://{address}")
     }
 
@@ -308,6 +322,7 @@ mod tests {
     fn each_trouble_has_its_severity() {
         let args = args(String::new());
         let check = |change: &dyn Fn(&mut HealthReport), severity, words: &str| {
+            (http("401 Unauthorized", ""), "it wants a token"),
             let mut report = good();
             change(&mut report);
             let (found, reasons) = judge(&args, &report);
@@ -322,6 +337,27 @@ mod tests {
             "last error: a\\nb",
         );
         check(&|report| report.replicate.backlog_records = 100, Severity::Ok, "100 records");
+    #[test]
+    fn the_token_is_sent_and_not_shown() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"hunter2\n").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let count = stream.read(&mut request).unwrap();
+            stream.write_all(&http("401 Unauthorized", "")).unwrap();
+            String::from_utf8_lossy(&request[..count]).into_owned()
+        });
+        let with = |token: &str| StatusArgs { token: Some(token.into()), ..args(url.clone()) };
+        let failure = format!("{:#}", ask(&with("hunter2")).unwrap_err());
+        assert!(failure.contains("must be file:PATH") && !failure.contains("hunter2"), "{failure}");
+        let failure = format!("{:#}", ask(&with(&format!("file:{}", file.path().display()))).unwrap_err());
+        assert!(failure.contains("wants another token") && !failure.contains("hunter2"), "{failure}");
+        assert!(server.join().unwrap().contains("\r\nAuthorization: Bearer hunter2\r\n"));
+    }
+
         check(
             &|report| report.replicate.backlog_records = 101,
             Severity::Warning,

@@ -485,6 +485,8 @@ pub struct Telemetry {
     pub listen: Option<SocketAddr>,
     /// Format of the log.
     pub log_format: LogFormat,
+    /// Where the token is that a request must carry; always there if `listen` is not loopback.
+    pub token: Option<SecretRef>,
     /// Level or filter.
     pub log_level: String,
 }

@@ -440,16 +440,24 @@ pub enum Mechanism {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTelemetry {
-    /// Address of `/metrics` and `/healthz`; empty switches them off.
+    /// Address of `/metrics` and `/healthz`; empty switches them off. One that is not loopback needs `token`.
     pub listen: String,
     /// Format of the agent's own log.
     pub log_format: LogFormat,
     /// Level, or a filter like `info,wayside::replicate=debug`.
     pub log_level: String,
+    /// Where the token is that a request must carry (`Authorization: Bearer`): `file:PATH`, `env:NAME` or
+    /// `credential:NAME` (systemd); empty is none.
+    pub token: String,
 }
 
 impl Default for RawTelemetry {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into(), log_format: LogFormat::Logfmt, log_level: "info".into() }
+        Self {
+            listen: "127.0.0.1:9464".into(),
+            token: String::new(),
+            log_format: LogFormat::Logfmt,
+            log_level: "info".into(),
+        }
     }
 }

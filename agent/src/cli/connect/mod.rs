@@ -6,7 +6,7 @@ mod disk;
 use serde_json::json;
 
 use super::print;
-use crate::{config::Config, replicate, source};
+use crate::{config::Config, replicate, source, telemetry::http::load_token};
 
 /// Tries everything, in the order of the journey, and prints a line for each as it is known, or one JSON object.
 ///
@@ -30,6 +30,11 @@ pub(super) fn check(config: &Config, json: bool) -> anyhow::Result<()> {
     report.add(format!("log.dir {}", config.log.dir.display()), disk::reach(&config.log))?;
     for (item, found) in replicate::reach(config) {
         report.add(item, found)?;
+    }
+    if let Some((listen, token)) = config.telemetry.listen.zip(config.telemetry.token.as_ref()) {
+        let found =
+            load_token(token).map(|_| "its token can be read".into()).map_err(|error| error.to_string());
+        report.add(format!("telemetry.listen {listen}"), found)?;
     }
     report.end()
 }

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fmt,
+    net::SocketAddr,
     num::NonZeroU16,
     path::Path,
     time::Duration,
@@ -17,7 +18,7 @@ use std::{
 use super::{
     Backoff, ClientCertificate, Commit, Config, GAPS_STREAM, Gateway, KafkaTls, Log, Policy, Replicate, Sasl,
     SaslMechanism, Stream, Telemetry, TokenSource,
-    raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl},
+    raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl, RawTelemetry},
 };
 use crate::{
     log::Retention,
@@ -268,15 +269,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         compression: raw.commit.compression,
     };
     let replicate = check.replicate(&raw.replicate);
-    let telemetry = Telemetry {
-        listen: (!raw.telemetry.listen.is_empty())
-            .then(|| {
-                check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
-            })
-            .flatten(),
-        log_format: raw.telemetry.log_format,
-        log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
-    };
+    let telemetry = check.telemetry(&raw.telemetry);
     let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
     (config, check.faults)
 }
@@ -434,6 +427,25 @@ impl Checker {
             );
         }
         let ca_file = file(&format!("{section}.ca_file"), &raw.ca_file);
+    fn telemetry(&mut self, raw: &RawTelemetry) -> Telemetry {
+        let key = "telemetry.listen";
+        let listen: Option<SocketAddr> = (!raw.listen.is_empty())
+            .then(|| self.parse(key, &raw.listen, "host address and port, or empty"))
+            .flatten();
+        let is_open = listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback());
+        if is_open && raw.token.is_empty() {
+            let limit =
+                "others can reach it: telemetry.token must be set, or an address of loopback: 127.0.0.1:9464";
+            self.fault(key, &quoted(&raw.listen), limit);
+        }
+        Telemetry {
+            listen,
+            token: self.secret("telemetry.token", &raw.token),
+            log_format: raw.log_format,
+            log_level: self.log_level("telemetry.log_level", &raw.log_level),
+        }
+    }
+
         let client = self.client_certificate(section, &raw.cert_file, &raw.key);
         raw.enabled.then_some(KafkaTls { ca_file, client })
     }

@@ -165,7 +165,7 @@ fn unknown_keys_wrong_types_and_wrong_values_are_found_in_one_pass() {
             "line 18: replicate.bootstrap_servers[1] = 9093: must be text in quotes",
             "line 19: replicate.linger_ms = -1: must be 0 to 60000",
             "line 21: replicate.properties.client.rack = 1: must be text in quotes",
-            "line 23: telemetry.colour = \"red\": unknown key; known here: listen, log_format, log_level",
+            "line 23: telemetry.colour = \"red\": unknown key; known here: listen, log_format, log_level, token",
         ]
     );
 }
@@ -410,6 +410,25 @@ fn differences(key: &str, file: &serde_json::Value, schema: &serde_json::Value) 
         value if value == default || by_example => Vec::new(),
         value => vec![format!("{key} = {value}, the default is {default}")],
     }
+}
+
+#[test]
+fn an_endpoint_that_others_can_reach_needs_a_token() {
+    let with = |lines: &str| format!("{GOOD}[telemetry]\n{lines}");
+    for good in [
+        "listen = \"127.0.0.2:9464\"",
+        "listen = \"[::1]:9464\"",
+        "listen = \"[::ffff:127.0.0.1]:9464\"",
+        "listen = \"\"",
+        "listen = \"0.0.0.0:9464\"\ntoken = \"env:TOKEN\"",
+    ] {
+        parse(&with(good)).expect(good);
+    }
+    for open in ["0.0.0.0:9464", "192.168.1.7:9464", "[::]:9464", "[fe80::1]:9464"] {
+        check_faults(&with(&format!("listen = \"{open}\"")), &[&format!("telemetry.listen = \"{open}\"")]);
+    }
+    // The token itself has no place here, and is not shown.
+    check_faults(&with("listen = \"0.0.0.0:9464\"\ntoken = \"hunter2\""), &["telemetry.token = (not shown)"]);
 }
 
 #[test]
