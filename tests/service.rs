@@ -34,7 +34,7 @@ fn sighup_rereads_the_log_level_and_a_broken_file_changes_nothing() {
     agent.configure("[telemetry]\n", "[telemetry]\nlog_level = \"info,wayside::cli=debug\"\n");
     agent.reload();
     agent.wait_for_log("telemetry.log_level changed");
-    agent.configure("replication_factor = 3", "replication_factor = 5");
+    agent.configure("replication_factor = 1", "replication_factor = 5");
     agent.reload();
     agent.wait_for_log("keys=replicate.replication_factor");
     agent.configure("replication_factor = 5", "replication_factor = 500");
