@@ -60,7 +60,11 @@ impl Parts {
     pub fn system(config: &Config) -> Result<Self, PartsError> {
         let dir = &config.log.dir;
         // The store comes first: it makes the directory and locks it against a second agent.
-        let store = SledStore::open(dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
+        let options = SledOptions {
+            reserve_bytes: config.log.reserve_bytes,
+            ..SledOptions::for_epoch_bytes(config.log.epoch_bytes)
+        };
+        let store = SledStore::open(dir, options)?;
         let cursor = CursorFile::open(dir)
             .map_err(|source| PartsError::Cursor { dir: dir.display().to_string(), source })?;
         let cluster = KafkaCluster::new(&config.replicate, &config.gateway.id).map_err(PartsError::Kafka)?;

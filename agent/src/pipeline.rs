@@ -96,6 +96,7 @@ pub async fn run(
     let limit_bytes = config.log.limit_bytes.or_else(|| Some(capacity_bytes(&config.log.dir)? / 2));
     let options = LogOptions {
         limit_bytes: limit_bytes.unwrap_or(u64::MAX),
+        reserve_bytes: config.log.reserve_bytes,
         compression: config.log.compression,
         retention: config.log.retention,
         policies: config.streams.iter().map(|(name, stream)| (name.clone(), stream.policy)).collect(),
@@ -202,11 +203,14 @@ pub async fn run(
                 commits: commit_metrics.commits(),
                 failures: commit_metrics.failures(),
                 failing: commit_metrics.failing(),
+                waiting: commit_metrics.waiting(),
+                last_error: commit_metrics.last_error(),
             };
             let log = LogReport {
                 epochs: log_metrics.epochs(),
                 size_bytes: log_metrics.size_bytes(),
                 limit_bytes,
+                reserve_bytes: config.log.reserve_bytes,
                 free_bytes: free_bytes(&config.log.dir),
             };
             let state = replicate_health.snapshot();

@@ -15,8 +15,8 @@ pub mod mqtt;
 pub mod ports;
 pub mod process;
 pub mod pty;
-pub mod sim;
 pub mod service;
+pub mod sim;
 pub mod strace;
 
 use std::path::{Path, PathBuf};

@@ -70,8 +70,9 @@ enum Command {
         command: ConfigCommand,
     },
     /// Asks the running agent over its HTTP endpoint how it is. Exits as a Nagios plugin: 0 ok, 1 warning (a source is
-    /// down, a topic waits for an operator, more waits for Kafka than the limits say), 2 critical (commits fail, so
-    /// nothing is stored), 3 unknown (the agent does not answer).
+    /// down, a topic waits for an operator, more waits for Kafka than the limits say, or so much that the log is full and
+    /// sources wait), 2 critical (the disk fails or is full of other files, so nothing is stored), 3 unknown (the agent
+    /// does not answer).
     Status(status::StatusArgs),
     /// Looks into the local log: safe while the agent runs, and on a directory copied from another machine.
     Log {

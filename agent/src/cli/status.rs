@@ -178,6 +178,14 @@ fn judge(args: &StatusArgs, report: &HealthReport) -> (Severity, Vec<String>) {
     if report.commit.failing {
         found.push((Severity::Critical, "commits fail: nothing is stored or acknowledged".to_owned()));
     }
+    let lacks_space = report.log.free_bytes.is_some_and(|free_bytes| free_bytes < report.log.reserve_bytes);
+    if report.commit.waiting && lacks_space && report.replicate.backlog_records == 0 {
+        // Kafka has all of the log, and that has made no room.
+        let reason = "the disk is full of other files than the log's: nothing is stored or acknowledged";
+        found.push((Severity::Critical, reason.to_owned()));
+    } else if report.commit.waiting {
+        found.push((Severity::Warning, "the log is full: sources wait for Kafka".to_owned()));
+    }
     for source in &report.sources {
         if !source.connected {
             found.push((Severity::Warning, format!("source {} is down", source.name)));
@@ -223,11 +231,21 @@ fn write_table(
         let state = if source.connected { "up" } else { "down" };
         writeln!(out, "source     {}  {state}{}", source.name, error(source.last_error.as_deref()))?;
     }
-    let state = if commit.failing { "failing" } else { "works" };
-    writeln!(out, "commit     {state}  {} commits, {} failed tries", commit.commits, commit.failures)?;
+    let state = match (commit.failing, commit.waiting) {
+        (true, _) => "failing",
+        (false, true) => "waits for room",
+        (false, false) => "works",
+    };
+    let (commits, failures) = (commit.commits, commit.failures);
+    let last_error = error(commit.last_error.as_deref());
+    writeln!(out, "commit     {state}  {commits} commits, {failures} failed tries{last_error}")?;
     let bytes = |bytes: Option<u64>| bytes.map_or("unknown".into(), |bytes| HumanBytes(bytes).to_string());
     let (size, limit, free) = (HumanBytes(log.size_bytes), bytes(log.limit_bytes), bytes(log.free_bytes));
-    writeln!(out, "log        {size} of {limit} in {} epochs, {free} free on the disk", log.epochs)?;
+    let (epochs, reserve) = (log.epochs, HumanBytes(log.reserve_bytes));
+    writeln!(
+        out,
+        "log        {size} of {limit} in {epochs} epochs, {free} free on the disk, {reserve} of it to stay free"
+    )?;
     let backlog = HumanBytes(replicate.backlog_bytes);
     writeln!(
         out,
@@ -264,6 +282,7 @@ mod tests {
         StatusArgs {
             config: PathBuf::new(),
             url: Some(url),
+            token: None,
             json: false,
             warn_backlog_records: 100,
             warn_backlog_age_seconds: 60,
@@ -282,7 +301,6 @@ mod tests {
             // A client that has read enough closes.
             let _ = stream.write_all(&answer);
         });
-            token: None,
         format!("http://{address}")
     }
 
@@ -304,6 +322,7 @@ mod tests {
     fn what_is_no_agent_is_unknown_and_says_why() {
         let cases = [
             (http("404 Not Found", ""), "404"),
+            (http("401 Unauthorized", ""), "it wants a token"),
             (http("200 OK", "{}"), "no agent of this version"),
             (b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(), "no HTTP"),
             (vec![b'x'; ANSWER_BYTES_MAX + 1024 * 1024], "more than"),
@@ -318,25 +337,6 @@ mod tests {
         assert_eq!(Severity::Unknown as u8, 3);
     }
 
-    #[test]
-    fn each_trouble_has_its_severity() {
-        let args = args(String::new());
-        let check = |change: &dyn Fn(&mut HealthReport), severity, words: &str| {
-            (http("401 Unauthorized", ""), "it wants a token"),
-            let mut report = good();
-            change(&mut report);
-            let (found, reasons) = judge(&args, &report);
-            assert_eq!(found, severity, "{reasons:?}");
-            assert!(table(found, &reasons, &report).contains(words), "{}", table(found, &reasons, &report));
-        };
-        check(&|_| (), Severity::Ok, "OK: all is well\n");
-        check(&|report| report.sources[0].connected = false, Severity::Warning, "source broker is down");
-        check(
-            &|report| report.sources[0].last_error = Some("a\nb".into()),
-            Severity::Warning,
-            "last error: a\\nb",
-        );
-        check(&|report| report.replicate.backlog_records = 100, Severity::Ok, "100 records");
     #[test]
     fn the_token_is_sent_and_not_shown() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -358,6 +358,24 @@ mod tests {
         assert!(server.join().unwrap().contains("\r\nAuthorization: Bearer hunter2\r\n"));
     }
 
+    #[test]
+    fn each_trouble_has_its_severity() {
+        let args = args(String::new());
+        let check = |change: &dyn Fn(&mut HealthReport), severity, words: &str| {
+            let mut report = good();
+            change(&mut report);
+            let (found, reasons) = judge(&args, &report);
+            assert_eq!(found, severity, "{reasons:?}");
+            assert!(table(found, &reasons, &report).contains(words), "{}", table(found, &reasons, &report));
+        };
+        check(&|_| (), Severity::Ok, "OK: all is well\n");
+        check(&|report| report.sources[0].connected = false, Severity::Warning, "source broker is down");
+        check(
+            &|report| report.sources[0].last_error = Some("a\nb".into()),
+            Severity::Warning,
+            "last error: a\\nb",
+        );
+        check(&|report| report.replicate.backlog_records = 100, Severity::Ok, "100 records");
         check(
             &|report| report.replicate.backlog_records = 101,
             Severity::Warning,
@@ -370,6 +388,22 @@ mod tests {
         };
         check(&waits, Severity::Warning, "prod.vehicle  has 3 partitions");
         check(&|report| report.commit.failing = true, Severity::Critical, "CRITICAL: commits fail");
+        let at_its_bound = |report: &mut HealthReport| {
+            report.commit.waiting = true;
+            report.commit.last_error = Some("the log has 9 bytes".into());
+            report.replicate.backlog_records = 1;
+        };
+        check(&at_its_bound, Severity::Warning, "WARNING: the log is full: sources wait for Kafka");
+        check(
+            &at_its_bound,
+            Severity::Warning,
+            "waits for room  1 commits, 0 failed tries  last error: the log has 9",
+        );
+        let full_of_others = |report: &mut HealthReport| {
+            report.commit.waiting = true;
+            report.log.free_bytes = Some(report.log.reserve_bytes - 1);
+        };
+        check(&full_of_others, Severity::Critical, "CRITICAL: the disk is full of other files");
         let drops = |report: &mut HealthReport| {
             let (stage, name, reason) = ("source".into(), "broker".into(), "too_large".into());
             report.dropped.push(DropReport { stage, name, reason, records: 7 });

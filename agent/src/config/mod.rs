@@ -385,6 +385,8 @@ pub struct Log {
     pub dir: PathBuf,
     /// Most bytes on the disk; `None` is half of the file system.
     pub limit_bytes: Option<u64>,
+    /// Bytes that stay free on the file system.
+    pub reserve_bytes: u64,
     /// What is kept though Kafka has it.
     pub retention: Retention,
     /// Bytes of an epoch at which a new one is begun.
@@ -483,10 +485,10 @@ pub enum TokenSource {
 pub struct Telemetry {
     /// Address of `/metrics` and `/healthz`.
     pub listen: Option<SocketAddr>,
-    /// Format of the log.
-    pub log_format: LogFormat,
     /// Where the token is that a request must carry; always there if `listen` is not loopback.
     pub token: Option<SecretRef>,
+    /// Format of the log.
+    pub log_format: LogFormat,
     /// Level or filter.
     pub log_level: String,
 }

@@ -308,6 +308,9 @@ pub struct RawLog {
     /// the policies of streams let go. At least four times `epoch_bytes`, and where a stream is to drop what is old twice
     /// `replicate.in_flight_bytes` more, since that is spared; 0 is half of the file system.
     pub limit_bytes: u64,
+    /// Bytes that stay free on the file system, for others on it and to read what is in the log: with fewer sources wait. At
+    /// least twice `epoch_bytes` and 8 MiB; 0 is just that.
+    pub reserve_bytes: u64,
     /// Bytes of epochs that are kept for `wayside log replay` though Kafka has them, as long as nothing else needs the room.
     pub retain_bytes: u64,
     /// Longest time that they are kept, in ms; 0 is without end.
@@ -325,6 +328,7 @@ impl Default for RawLog {
         Self {
             dir: "/var/lib/wayside".into(),
             limit_bytes: 0,
+            reserve_bytes: 0,
             retain_bytes: 0,
             retain_ms: 0,
             epoch_bytes: 4 * 1024 * 1024,
@@ -442,13 +446,13 @@ pub enum Mechanism {
 pub struct RawTelemetry {
     /// Address of `/metrics` and `/healthz`; empty switches them off. One that is not loopback needs `token`.
     pub listen: String,
+    /// Where the token is that a request must carry (`Authorization: Bearer`): `file:PATH`, `env:NAME` or
+    /// `credential:NAME` (systemd); empty is none.
+    pub token: String,
     /// Format of the agent's own log.
     pub log_format: LogFormat,
     /// Level, or a filter like `info,wayside::replicate=debug`.
     pub log_level: String,
-    /// Where the token is that a request must carry (`Authorization: Bearer`): `file:PATH`, `env:NAME` or
-    /// `credential:NAME` (systemd); empty is none.
-    pub token: String,
 }
 
 impl Default for RawTelemetry {

@@ -214,6 +214,7 @@ mod tests {
             authorization("Bearer wrong"),
             authorization(&format!("Bearer {TOKEN}x")),
             authorization(&format!("Bearer {}", &TOKEN[1..])),
+            authorization(&format!("Bearer {}", &TOKEN[..7])),
             authorization(&format!("Basic {TOKEN}")),
             authorization(TOKEN),
         ];

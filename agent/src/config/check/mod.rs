@@ -21,7 +21,7 @@ use super::{
     raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl, RawTelemetry},
 };
 use crate::{
-    log::Retention,
+    log::{Retention, store::sled::reserve_bytes_min},
     record::StreamName,
     replicate::check_properties,
     secret::{self, FileRef, SecretRef},
@@ -257,6 +257,14 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             },
         );
     }
+    let reserve_bytes_min = reserve_bytes_min(raw.log.epoch_bytes);
+    if raw.log.reserve_bytes != 0 && raw.log.reserve_bytes < reserve_bytes_min {
+        check.fault(
+            "log.reserve_bytes",
+            &raw.log.reserve_bytes.to_string(),
+            &format!("at least {reserve_bytes_min}, twice log.epoch_bytes and 8 MiB, or 0"),
+        );
+    }
     let log = Log {
         dir: check.filled("log.dir", &raw.log.dir).into(),
         limit_bytes: Some(raw.log.limit_bytes).filter(|limit| *limit != 0),
@@ -264,6 +272,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             bytes: raw.log.retain_bytes,
             time: Some(Duration::from_millis(raw.log.retain_ms)).filter(|time| !time.is_zero()),
         },
+        reserve_bytes: raw.log.reserve_bytes.max(reserve_bytes_min),
         epoch_bytes: raw.log.epoch_bytes,
         record_bytes_max: size(raw.log.record_bytes_max.into()),
         compression: raw.commit.compression,
@@ -417,16 +426,6 @@ impl Checker {
         }
     }
 
-    fn kafka_tls(&mut self, raw: &RawKafkaTls) -> Option<KafkaTls> {
-        let section = "replicate.tls";
-        if !raw.enabled && *raw != RawKafkaTls::default() {
-            self.fault(
-                "replicate.tls.enabled",
-                "false",
-                "must be true for the other keys of [replicate.tls]",
-            );
-        }
-        let ca_file = file(&format!("{section}.ca_file"), &raw.ca_file);
     fn telemetry(&mut self, raw: &RawTelemetry) -> Telemetry {
         let key = "telemetry.listen";
         let listen: Option<SocketAddr> = (!raw.listen.is_empty())
@@ -446,6 +445,16 @@ impl Checker {
         }
     }
 
+    fn kafka_tls(&mut self, raw: &RawKafkaTls) -> Option<KafkaTls> {
+        let section = "replicate.tls";
+        if !raw.enabled && *raw != RawKafkaTls::default() {
+            self.fault(
+                "replicate.tls.enabled",
+                "false",
+                "must be true for the other keys of [replicate.tls]",
+            );
+        }
+        let ca_file = file(&format!("{section}.ca_file"), &raw.ca_file);
         let client = self.client_certificate(section, &raw.cert_file, &raw.key);
         raw.enabled.then_some(KafkaTls { ca_file, client })
     }

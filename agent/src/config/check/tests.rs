@@ -432,6 +432,15 @@ fn an_endpoint_that_others_can_reach_needs_a_token() {
 }
 
 #[test]
+fn the_reserve_is_what_the_engine_needs_or_more() {
+    let reserve = |lines: &str| parse(&format!("{GOOD}[log]\n{lines}")).expect("good").log.reserve_bytes;
+    assert_eq!(reserve(""), 16 << 20);
+    assert_eq!(reserve("epoch_bytes = 1048576"), 10 << 20);
+    assert_eq!(reserve("reserve_bytes = 1000000000"), 1_000_000_000);
+    check_faults(&format!("{GOOD}[log]\nreserve_bytes = 4096"), &["log.reserve_bytes = 4096"]);
+}
+
+#[test]
 fn a_log_level_is_one_for_all_or_one_for_each_module() {
     let with = |level| format!("{GOOD}[telemetry]\nlog_level = \"{level}\"");
     for good in ["debug", "off", "info,wayside::replicate=debug,librdkafka=off"] {
