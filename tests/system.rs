@@ -6,6 +6,7 @@ mod ack_order;
 mod check;
 mod crash;
 mod delivery;
+mod disk;
 mod journey;
 mod noise;
 mod policies;

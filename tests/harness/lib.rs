@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod certificates;
 pub mod chk;
+pub mod disk;
 pub mod kafka;
 pub mod mosquitto;
 pub mod mqtt;
