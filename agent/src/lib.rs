@@ -19,6 +19,9 @@ pub mod commit;
 pub mod config;
 pub mod decode;
 pub mod env;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gap;
 pub mod intake;
 pub mod log;

@@ -2,12 +2,17 @@
 
 use std::{io, sync::Arc};
 
+use tracing::warn;
+
 use crate::{
     config::{Config, MqttSource, SerialSource},
     env::{Clock, Entropy, SystemClock, SystemEntropy},
-    log::store::{
-        EpochStore,
-        sled::{OpenError, SledOptions, SledStore},
+    log::{
+        identity::{self, NotOurs},
+        store::{
+            EpochStore,
+            sled::{OpenError, SledOptions, SledStore},
+        },
     },
     replicate::{Cluster, Cursor, CursorFile, KafkaCluster},
     source::{self, Source, SourceContext, SourceFuture},
@@ -38,6 +43,9 @@ pub enum PartsError {
     /// The data directory cannot be used: another agent has it, or the system says no.
     #[error("cannot use the data directory (log.dir)")]
     Directory(#[from] OpenError),
+    /// What is in the data directory is not for this agent to touch.
+    #[error("cannot use the data directory (log.dir)")]
+    NotOurs(#[from] NotOurs),
     /// The cursor's file cannot be read or written: every start would send the whole log again.
     #[error("cannot keep the cursor of the replication in {dir}")]
     Cursor {
@@ -59,12 +67,16 @@ impl Parts {
     /// [`PartsError`]; nothing was taken from a source.
     pub fn system(config: &Config) -> Result<Self, PartsError> {
         let dir = &config.log.dir;
-        // The store comes first: it makes the directory and locks it against a second agent.
+        let is_known = identity::check(dir, &config.gateway.id)?;
+        // The store comes next: it makes the directory and locks it against a second agent.
         let options = SledOptions {
             reserve_bytes: config.log.reserve_bytes,
             ..SledOptions::for_epoch_bytes(config.log.epoch_bytes)
         };
         let store = SledStore::open(dir, options)?;
+        if !is_known && let Err(error) = identity::write(dir, &config.gateway.id) {
+            warn!(dir = %dir.display(), %error, "cannot note whose data directory it is; trying again at the next start");
+        }
         let cursor = CursorFile::open(dir)
             .map_err(|source| PartsError::Cursor { dir: dir.display().to_string(), source })?;
         let cluster = KafkaCluster::new(&config.replicate, &config.gateway.id).map_err(PartsError::Kafka)?;
@@ -115,5 +127,41 @@ impl Source for Serial {
 
     fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
         Box::pin(source::serial::run(self.config, self.record_bytes_max, context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, path::Path};
+
+    use super::*;
+    use crate::config::check;
+
+    fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let file = |entry: fs::DirEntry| {
+            (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).expect("readable"))
+        };
+        fs::read_dir(dir).expect("readable").map(|entry| file(entry.expect("an entry"))).collect()
+    }
+
+    #[test]
+    fn a_directory_of_another_gateway_is_left_as_it_was() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let parts = |gateway: &str| {
+            let text = format!(
+                "gateway.id = \"{gateway}\"\nlog.dir = {:?}\nreplicate.bootstrap_servers = [\"127.0.0.1:1\"]\n\
+                 [[source.serial]]\nname = \"line\"\npath = \"/dev/null\"\nprotocol = \"native\"",
+                dir.path()
+            );
+            Parts::system(&check::parse(&text, &[]).expect("good").config).map(drop)
+        };
+        parts("gw-1").expect("new");
+        parts("gw-1").expect("its own");
+        let before = files(dir.path());
+        let refused = parts("gw-2").expect_err("another gateway's");
+        let said = format!("{:#}", anyhow::Error::new(refused));
+        assert!(said.starts_with("cannot use the data directory (log.dir): "), "{said}");
+        assert!(said.contains("that of gateway \"gw-1\""), "{said}");
+        assert_eq!(files(dir.path()), before);
     }
 }

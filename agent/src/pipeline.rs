@@ -31,6 +31,7 @@ use crate::{
     },
     telemetry::{
         backlog::BacklogCollector,
+        clock::{self, ClockMetrics},
         health::{CommitReport, DropReport, HealthReport, LogReport, ReplicateReport, SourceReport},
         http,
         process::{ProcessCollector, capacity_bytes, free_bytes},
@@ -74,6 +75,7 @@ pub async fn run(
     let log_metrics = LogMetrics::register(&mut registry);
     let replicate_metrics = ReplicateMetrics::register(&mut registry);
     let guard = config.telemetry.token.clone().map(|token| http::Guard::register(token, &mut registry));
+    let clock_metrics = ClockMetrics::register(&mut registry);
 
     // The sources' way in: one queue bounded in bytes, one watch per source for what became durable.
     let (events, submitted) = mpsc::unbounded_channel();
@@ -171,6 +173,8 @@ pub async fn run(
         }
         stop_all.send_replace(true);
     });
+
+    tokio::spawn(clock::watch(Arc::clone(&clock), clock_metrics, stopping.clone()));
 
     // source and decode: one task each.
     let mut tasks = JoinSet::new();

@@ -3,7 +3,10 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
+    thread,
 };
+
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 /// Says on standard error what a test that does nothing is waiting for. `eprintln!` would be kept to itself by the test
 /// runner, for a test that passes.
@@ -22,4 +25,17 @@ pub(crate) fn corpus(name: &str) -> Option<PathBuf> {
         return None;
     }
     Some(folder)
+}
+
+/// Runs `test` on a thread to which the permissions of files apply, as they do to the agent, also where root runs the
+/// tests.
+pub(crate) fn without_privileges(test: impl FnOnce() + Send) {
+    let run = || {
+        let mut sets = capabilities(None).expect("every thread has its sets");
+        sets.effective = CapabilitySet::empty();
+        set_capabilities(None, sets).expect("less is always granted");
+        test();
+    };
+    // A panic goes on here: the scope waits for the thread.
+    thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

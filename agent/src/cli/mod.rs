@@ -184,3 +184,25 @@ fn run(path: PathBuf, Checked { raw, config }: Checked) -> anyhow::Result<()> {
         pipeline::run(config, parts, stopping).await.context("the agent cannot run")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_cannot_be_ends_every_command_with_code_2() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (bad, missing) = (dir.path().join("bad.toml"), dir.path().join("missing.toml"));
+        std::fs::write(&bad, "gateway.id = \"g\"\n[comit]\n").expect("written");
+        for file in [bad, missing] {
+            for command in [&["run"][..], &["check"], &["check", "--connect"]] {
+                let args = ["wayside"].iter().chain(command).chain(&["--config"]).map(OsString::from);
+                assert_eq!(
+                    main(args.chain([file.clone().into()])),
+                    ExitCode::from(2),
+                    "{command:?} {file:?}"
+                );
+            }
+        }
+    }
+}

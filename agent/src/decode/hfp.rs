@@ -7,7 +7,7 @@
 //! number. Device: `<operator>/<vehicle>` of the topic, because the payload's operator may be another one (who runs the
 //! journey, not who owns the vehicle) and is often null. Event time: `tst`, else `tsi`.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use bytes::Bytes;
 use serde::{
@@ -133,8 +133,9 @@ impl<'de> Deserialize<'de> for Payload {
 
 /// The normalised form: a [`VehiclePosition`] and, with units in their names, the fields of HFP.
 ///
-/// Fields that only some events have keep HFP's own names.
-#[derive(Debug, Serialize)]
+/// Fields that only some events have keep HFP's own names. One that is called as a field here is left out: a reading has
+/// each name once.
+#[derive(Debug, Default, Serialize)]
 struct HfpReading<'a> {
     #[serde(flatten)]
     position: VehiclePosition,
@@ -168,6 +169,11 @@ struct HfpReading<'a> {
     #[serde(flatten)]
     other: Map<String, Json>,
 }
+
+/// The names of the fields of [`HfpReading`], with no value.
+static OWN_FIELDS: LazyLock<Json> = LazyLock::new(|| {
+    serde_json::to_value(HfpReading::default()).expect("a struct with text keys and no number is JSON")
+});
 
 impl HfpDecoder {
     /// A decoder into `stream`.
@@ -209,7 +215,8 @@ fn event_time(body: &Body) -> Option<UnixMicros> {
     })
 }
 
-fn reading<'a>(topic: &Topic<'a>, body: Body, event_time: Option<UnixMicros>) -> HfpReading<'a> {
+fn reading<'a>(topic: &Topic<'a>, mut body: Body, event_time: Option<UnixMicros>) -> HfpReading<'a> {
+    body.other.retain(|name, _| OWN_FIELDS.get(name).is_none());
     let place = body
         .lat
         .zip(body.long)

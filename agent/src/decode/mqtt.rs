@@ -50,6 +50,8 @@ enum MessageError {
     Hfp(#[from] HfpError),
     #[error(transparent)]
     Native(#[from] NativeError),
+    #[error("the topic has a NUL character")]
+    TopicNul,
     #[error("no device in the topic")]
     DeviceTopic,
     #[error("device id {0}")]
@@ -97,6 +99,10 @@ impl Router {
     }
 
     fn decoded(&self, topic: &str, payload: &Bytes, received: Received) -> Result<Record, MessageError> {
+        // MQTT forbids it. To hang up for it would bring the same message again, for ever.
+        if topic.contains('\0') {
+            return Err(MessageError::TopicNul);
+        }
         let (_, decoder) =
             self.routes.iter().find(|(filter, _)| filter.matches(topic)).ok_or(MessageError::NoRoute)?;
         match decoder {
@@ -169,7 +175,7 @@ mod tests {
         StreamName::new(name).unwrap()
     }
 
-    fn router() -> Router {
+    fn router(record_bytes_max: usize) -> Router {
         let json = RouteDecode::Json {
             stream: stream("json"),
             device: DeviceFrom::Pointer("/device".into()),
@@ -184,11 +190,11 @@ mod tests {
             route("/hfp/v2/#", RouteDecode::Hfp { stream: stream("hfp") }),
             route("native/+", RouteDecode::Native),
         ];
-        Router::new("broker", &routes, 2000).unwrap()
+        Router::new("broker", &routes, record_bytes_max).unwrap()
     }
 
     fn decode(topic: &str, payload: &'static [u8]) -> Record {
-        router().decode(topic, Bytes::from_static(payload), false, Received::default())
+        router(2000).decode(topic, Bytes::from_static(payload), false, Received::default())
     }
 
     fn header<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
@@ -218,13 +224,14 @@ mod tests {
         check("building/1/r2/occupancy", b"{}", r#"no device at "/device""#);
         check("building/1/r2/other", b"x", "no device in the topic");
         check("building/1//door", b"x", "device id is empty");
+        check("building/1/r\0/door", b"x", "the topic has a NUL character");
         check("native/x", b"\x05ab", "no frame: delimiter inside a COBS block");
     }
 
     #[test]
     fn oversized_record_is_a_dead_letter_of_its_device_with_the_first_bytes() {
         let payload = Bytes::from(vec![b'x'; 4000]);
-        let record = router().decode("building/1/r2/door", payload, true, Received::default());
+        let record = router(2000).decode("building/1/r2/door", payload, true, Received::default());
         assert_eq!((record.stream.as_str(), record.device.as_str()), (DEAD_LETTER_STREAM, "r2"));
         assert!(record.size_bytes() <= 2000, "{}", record.size_bytes());
         assert!(!record.value.is_empty());
@@ -233,9 +240,32 @@ mod tests {
     }
 
     #[test]
+    fn json_that_is_deep_long_or_not_quite_json_is_one_bounded_record() {
+        let router = router(64 * 1024);
+        let check = |payload: Vec<u8>, stream: &str, device: &str, reason: Option<&str>| {
+            let record = router.decode("building/1/r2/occupancy", payload.into(), false, Received::default());
+            assert_eq!((record.stream.as_str(), record.device.as_str()), (stream, device));
+            assert_eq!(header(&record, header::ERROR), reason);
+            assert!(record.size_bytes() <= 64 * 1024);
+        };
+        let dead = DEAD_LETTER_STREAM;
+        let deep = "[".repeat(10_000) + &"]".repeat(10_000);
+        check(format!(r#"{{"x":{deep},"device":"a"}}"#).into(), "json", "a", None);
+        let type_error = r#"device at "/device" is neither a string nor an integer"#;
+        check(format!(r#"{{"device":{deep}}}"#).into(), dead, "broker", Some(type_error));
+        let long = format!(r#"{{"device":"a","x":"{}"}}"#, "x".repeat(64 << 20));
+        let too_large = format!("cut, of {} bytes: record larger than 65536 bytes", long.len());
+        check(long.into(), dead, "a", Some(&too_large));
+        let no_json = "not JSON: expected value at line 1 column 19";
+        check(br#"{"device":"a","n":NaN}"#.to_vec(), dead, "broker", Some(no_json));
+        check(br#"{"device":"a","device":"b"}"#.to_vec(), "json", "b", None);
+        check(b"{\"device\":\"\xff\"}".to_vec(), dead, "broker", Some("not UTF-8 at byte 11"));
+    }
+
+    #[test]
     fn retained_message_is_marked() {
         for topic in ["building/1/r2/door", "elsewhere"] {
-            let record = router().decode(topic, Bytes::from_static(b"x"), true, Received::default());
+            let record = router(2000).decode(topic, Bytes::from_static(b"x"), true, Received::default());
             assert_eq!(header(&record, header::RETAINED), Some("true"), "{topic}");
             assert_eq!(header(&decode(topic, b"x"), header::RETAINED), None, "{topic}");
         }
@@ -262,7 +292,7 @@ mod tests {
             ],
             retained in any::<bool>(),
         ) {
-            let record = router().decode(&topic, Bytes::from(payload), retained, Received::default());
+            let record = router(2000).decode(&topic, Bytes::from(payload), retained, Received::default());
             prop_assert!(record.size_bytes() <= 2000);
         }
     }

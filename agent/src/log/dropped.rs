@@ -140,6 +140,7 @@ pub(super) fn encode(first: EntrySeq, dropped: &[Dropped], batches: &[LogBatch],
 }
 
 /// A compacted group as it is read.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Compacted {
     /// The first entry that it stands for.
     pub(super) first: EntrySeq,

@@ -30,7 +30,7 @@ pub(super) const RAW_BYTES_MAX: usize = ENTRY_BYTES_MAX - HEADER_BYTES;
 const VERSION: u8 = 1;
 
 /// 16 KiB of tables for about 2 GB/s; one in the whole process.
-static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
+pub(super) static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// The level of STORE.md's measurements: higher ones cost CPU and gain nothing on 64 KiB.
 const ZSTD_LEVEL: i32 = 1;

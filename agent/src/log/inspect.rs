@@ -23,6 +23,7 @@ use super::{
     dropped::{self, Compacted},
     entry::{EntryCodec, EntryKind},
     group::{self, Names},
+    identity,
     store::{EpochId, EpochStore, StoredEntry, sled},
 };
 use crate::{
@@ -128,7 +129,7 @@ pub fn list(dir: &Path) -> Result<DirReport, InspectError> {
 
 fn is_own(name: &str) -> bool {
     sled::OWN_FILES.contains(&name)
-        || [cursor::FILE_NAME, LOST_AND_FOUND].contains(&name)
+        || [identity::FILE_NAME, cursor::FILE_NAME, LOST_AND_FOUND].contains(&name)
         || name.starts_with(KEPT_PREFIX)
 }
 

@@ -6,6 +6,7 @@
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`, `compact`: what becomes of them
 //! * `dropped`: what a compacted entry tells of what is gone
+//! * [`identity`]: whose data directory it is
 //! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
 //! # Invariants
@@ -25,7 +26,10 @@ mod checkpoint;
 mod compact;
 mod dropped;
 mod entry;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group;
+pub mod identity;
 pub mod inspect;
 mod metrics;
 mod reader;

@@ -224,6 +224,7 @@ pub struct CursorFile {
     file: File,
     write_to: usize,
     generation: u64,
+    damaged_slots: u64,
 }
 
 impl CursorFile {
@@ -250,7 +251,13 @@ impl CursorFile {
             );
         }
         let generation = slots.cursor.as_ref().map_or(0, |c| c.generation);
-        Ok((Self { file, write_to: slots.write_to, generation }, slots.cursor))
+        let damaged_slots = slots.damaged as u64;
+        Ok((Self { file, write_to: slots.write_to, generation, damaged_slots }, slots.cursor))
+    }
+
+    /// How many of the two slots held something that is no cursor when the file was opened.
+    pub fn damaged_slots(&self) -> u64 {
+        self.damaged_slots
     }
 
     /// Makes `cursor` durable under the next generation.
@@ -267,6 +274,8 @@ impl CursorFile {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 #[path = "cursor_tests.rs"]
 mod tests;

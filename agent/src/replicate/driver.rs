@@ -81,6 +81,7 @@ pub fn run(replicate: Replicate) -> Summary {
         held: replicate.held,
     };
     let metrics = replicate.metrics;
+    metrics.damaged_cursor_slots.inc_by(file.damaged_slots());
     let replicator =
         Replicator::new(settings, cursor.as_ref(), &replicate.log_end, replicate.entropy, metrics.clone());
     let mut reader = replicate.reader;
@@ -251,7 +252,7 @@ impl Driver {
             }
             Err(error) => {
                 self.metrics.cursor_write_failures.inc();
-                self.metrics.health().error(format!("cursor: {error}"));
+                self.metrics.error(format!("cursor: {error}"));
                 if !self.keeper.failing {
                     tracing::warn!(%error, "the cursor is not written; a restart would send some records again");
                 }

@@ -19,10 +19,11 @@ use crate::{
     log::ReadOutcome,
     record::PartitionId,
     replicate::{
-        LogUnavailable, cursor,
+        KafkaCluster, LogUnavailable, cursor,
         simulated::{self, SimulatedBrokers},
         tests::{config, group},
     },
+    source::testing::free_address,
 };
 
 #[derive(Clone, Default)]
@@ -136,6 +137,23 @@ fn what_is_committed_arrives_and_is_trimmed_once_the_cursor_is_durable() {
 }
 
 #[test]
+fn a_damaged_cursor_is_counted_and_costs_repetitions_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(cursor::FILE_NAME), vec![0xa5; 2 * cursor::SLOT_BYTES]).unwrap();
+    let (cluster, brokers) = simulated::cluster(5);
+    let log = MemoryLog::default();
+    for n in 0..20 {
+        log.0.lock().unwrap().groups.insert(EntrySeq(n), group(n, &[("a", 0, i64::try_from(n).unwrap(), 1)]));
+    }
+    let stage = start(dir.path(), &log, Box::new(cluster), config());
+    let metrics = stage.metrics.clone();
+    assert!(stage.stop().caught_up);
+    assert_eq!(offsets(&brokers), (0..20).collect::<Vec<_>>());
+    assert_eq!(metrics.damaged_cursor_slots.get(), 2);
+    assert_eq!(Cursor::load(&dir.path().join(cursor::FILE_NAME)).unwrap().unwrap().next, EntrySeq(20));
+}
+
+#[test]
 fn a_backlog_is_drained_at_shutdown_and_a_restart_sends_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
     let (cluster, brokers) = simulated::cluster(2);
@@ -173,6 +191,24 @@ fn with_kafka_away_a_shutdown_ends_in_time_and_keeps_the_rest_for_the_next_start
     config.shutdown_flush = Duration::from_secs(20);
     assert!(start(dir.path(), &log, Box::new(cluster), config).stop().caught_up);
     assert_eq!(offsets(&brokers), (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn brokers_that_are_not_there_are_named_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = free_address().to_string();
+    let mut config = config();
+    config.bootstrap_servers = vec![address.clone()];
+    config.shutdown_flush = Duration::from_millis(50);
+    let cluster = KafkaCluster::new(&config, "gw-1").unwrap();
+    let stage = start(dir.path(), &MemoryLog::default(), Box::new(cluster), config);
+    stage.commit(&group(0, &[("a", 0, 0, 1)]));
+    let said = || stage.metrics.health().snapshot().last_error.unwrap_or_default();
+    wait_for("the refusal", || said().contains(&address) && said().contains("Connection refused"));
+    assert!(stage.metrics.errors.get() > 0);
+    let log = stage.log.clone();
+    assert_eq!(stage.stop().acknowledged, EntrySeq(0));
+    assert_eq!(log.0.lock().unwrap().groups.len(), 1, "it stays in the log");
 }
 
 #[test]

@@ -42,9 +42,12 @@ pub struct ReplicateMetrics {
     pub(super) groups_from_log: Counter,
     pub(super) lost_entries: Counter,
     pub(super) restamped_records: Counter,
+    pub(super) errors: Counter,
     pub(super) producer_restarts: Counter,
     pub(super) cursor_writes: Counter,
     pub(super) cursor_write_failures: Counter,
+    pub(super) damaged_cursor_slots: Counter,
+    pub(super) waiting_topics: Gauge,
     health: ReplicateHealth,
 }
 
@@ -116,6 +119,16 @@ impl ReplicateMetrics {
             m.restamped_records.clone(),
         );
         registry.register(
+            "replicate_errors",
+            "What brokers, the Kafka client, topics and the cursor's file failed at",
+            m.errors.clone(),
+        );
+        registry.register(
+            "replicate_waiting_topics",
+            "Topics whose streams wait for an operator",
+            m.waiting_topics.clone(),
+        );
+        registry.register(
             "replicate_producer_restarts",
             "Kafka producers that were thrown away after an error",
             m.producer_restarts.clone(),
@@ -126,12 +139,33 @@ impl ReplicateMetrics {
             "Writes of the cursor that failed",
             m.cursor_write_failures.clone(),
         );
+        registry.register(
+            "replicate_damaged_cursor_slots",
+            "Halves of the cursor's file that were no cursor at the start",
+            m.damaged_cursor_slots.clone(),
+        );
         m
     }
 
     /// The state behind `/healthz`.
     pub fn health(&self) -> ReplicateHealth {
         self.health.clone()
+    }
+
+    /// Something went wrong.
+    pub(super) fn error(&self, error: String) {
+        self.errors.inc();
+        self.health.lock().last_error = Some(error);
+    }
+
+    /// The stream of `topic` waits for an operator, who is told `advice`; or does not any more.
+    pub(super) fn topic_waits(&self, topic: &str, advice: Option<String>) {
+        let waiting = &mut self.health.lock().waiting_topics;
+        match advice {
+            Some(advice) => waiting.insert(topic.to_owned(), advice),
+            None => waiting.remove(topic),
+        };
+        self.waiting_topics.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
     }
 
     pub(super) fn dropped(&self, stream: &str, reason: DropReason) {
@@ -188,20 +222,8 @@ impl ReplicateHealth {
         state.caught_up = caught_up;
     }
 
-    pub(super) fn error(&self, error: String) {
-        self.lock().last_error = Some(error);
-    }
-
     pub(super) fn acknowledged(&self) {
         self.lock().last_error = None;
-    }
-
-    pub(super) fn topic_waits(&self, topic: &str, reason: Option<String>) {
-        let mut state = self.lock();
-        match reason {
-            Some(reason) => state.waiting_topics.insert(topic.to_owned(), reason),
-            None => state.waiting_topics.remove(topic),
-        };
     }
 
     fn lock(&self) -> MutexGuard<'_, HealthSnapshot> {

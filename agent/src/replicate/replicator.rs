@@ -427,7 +427,7 @@ impl Replicator {
         let Some(index) = self.topics.iter().position(|t| t.name == name) else { return };
         let delay = self.backoff(self.topics[index].attempts);
         self.shows_error |= matches!(outcome, TopicOutcome::Failed(_));
-        self.topics[index].answered(outcome, now + delay, &self.metrics.health());
+        self.topics[index].answered(outcome, now + delay, &self.metrics);
     }
 
     /// Advances a lane over what is settled.

@@ -6,7 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::{
     cluster::TopicOutcome,
-    metrics::{ReplicateHealth, ReplicateMetrics, StreamLabel},
+    metrics::{ReplicateMetrics, StreamLabel},
     stamp::StampLimits,
 };
 use crate::{env::Monotonic, record::StreamName};
@@ -75,11 +75,16 @@ impl Topic {
     }
 
     /// Takes the cluster's answer; if it is not ready, it is asked for again at `retry_at`.
-    pub(super) fn answered(&mut self, outcome: TopicOutcome, retry_at: Monotonic, health: &ReplicateHealth) {
+    pub(super) fn answered(
+        &mut self,
+        outcome: TopicOutcome,
+        retry_at: Monotonic,
+        metrics: &ReplicateMetrics,
+    ) {
         let Self { name, stream, partitions: wanted, .. } = &*self;
         match outcome {
             TopicOutcome::Ready => {
-                health.topic_waits(name, None);
+                metrics.topic_waits(name, None);
                 tracing::info!(topic = name, partitions = wanted.get(), "topic is ready");
                 self.state = TopicState::Ready;
                 self.attempts = 0;
@@ -97,13 +102,13 @@ impl Topic {
                         "the stream waits: its topic has another number of partitions than the config says"
                     );
                 }
-                health.topic_waits(name, Some(advice));
+                metrics.topic_waits(name, Some(advice));
                 self.mismatch = Some(found);
             }
             TopicOutcome::Failed(reason) => {
                 // Usual while Kafka is away; an operator looks at the health.
                 tracing::warn!(topic = name, reason, "topic is not ready");
-                health.error(format!("topic {name}: {reason}"));
+                metrics.error(format!("topic {name}: {reason}"));
             }
         }
         self.attempts = self.attempts.saturating_add(1);

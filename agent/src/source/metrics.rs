@@ -43,6 +43,7 @@ pub struct SourceMetrics {
     bytes: Family<StreamLabels, Counter>,
     connected: Family<SourceLabel, Gauge>,
     connections: Family<SourceLabel, Counter>,
+    failures: Family<SourceLabel, Counter>,
     unacknowledged: Family<SourceLabel, Gauge>,
     rejected: Family<ReasonLabels, Counter>,
     dropped: Family<ReasonLabels, Counter>,
@@ -60,6 +61,7 @@ impl SourceMetrics {
             bytes: Family::default(),
             connected: Family::default(),
             connections: Family::default(),
+            failures: Family::default(),
             unacknowledged: Family::default(),
             rejected: Family::default(),
             dropped: Family::default(),
@@ -81,6 +83,11 @@ impl SourceMetrics {
             "source_connections",
             "Connections made or ports opened; all but the first are reconnects",
             metrics.connections.clone(),
+        );
+        registry.register(
+            "source_failures",
+            "Attempts at a broker, a subscription or a port that failed, and connections that broke",
+            metrics.failures.clone(),
         );
         registry.register(
             "source_unacknowledged",
@@ -116,6 +123,7 @@ impl SourceMetrics {
         SourceCounters {
             connected: self.connected.get_or_create_owned(&label),
             connections: self.connections.get_or_create_owned(&label),
+            failures: self.failures.get_or_create_owned(&label),
             unacknowledged: self.unacknowledged.get_or_create_owned(&label),
             lost: self.lost.get_or_create_owned(&label),
             streams: BTreeMap::new(),
@@ -132,6 +140,8 @@ pub struct SourceCounters {
     pub connected: Gauge<i64, AtomicI64>,
     /// Connections made or ports opened.
     pub connections: Counter<u64, AtomicU64>,
+    /// Attempts that failed, and connections that broke.
+    pub failures: Counter<u64, AtomicU64>,
     /// Frames taken and not yet acknowledged to their sender.
     pub unacknowledged: Gauge<i64, AtomicI64>,
     /// Frames that devices report as lost.

@@ -183,7 +183,8 @@ impl FakePipeline {
         self.metric_where(start, |l| l.starts_with(start)).await;
     }
 
-    async fn metric_where(&self, what: &str, wanted: impl Fn(&str) -> bool) {
+    /// Waits until the source's metrics have a line for which `wanted` holds; `what` names it.
+    pub(crate) async fn metric_where(&self, what: &str, wanted: impl Fn(&str) -> bool) {
         let mut text = String::new();
         let found = timeout(DEADLINE, async {
             loop {

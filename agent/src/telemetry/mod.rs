@@ -1,6 +1,7 @@
 //! Telemetry: the log of the agent itself, its metrics and its health.
 
 pub mod backlog;
+pub mod clock;
 pub mod health;
 pub mod http;
 pub mod process;

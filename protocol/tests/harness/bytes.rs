@@ -4,7 +4,7 @@ use wayside_protocol::decoder::Decoder;
 use wayside_protocol::frame::{Frame, Header, Kind};
 use wayside_protocol::link::device::{Config, Device, Overflow};
 use wayside_protocol::link::gateway::{Event, Gateway};
-use wayside_protocol::payload::Reading;
+use wayside_protocol::payload::{Payload, Raw, Reading, RoomOccupancy, VehiclePosition};
 
 /// Chunks of 1 to 64 bytes, chosen by the bytes themselves.
 fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -16,8 +16,13 @@ fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The decoder takes `data` in pieces as it takes it at once, and then finds a sound frame.
+/// The decoder takes `data`, and frames made of it, in pieces as it takes them at once, and then finds a sound frame.
 pub(crate) fn decoder_survives(data: &[u8]) {
+    decoder_takes(data);
+    decoder_takes(&frames(data));
+}
+
+fn decoder_takes(data: &[u8]) {
     let mut at_once = Decoder::<64>::new();
     let mut rest = data;
     let mut expected = Vec::new();
@@ -32,7 +37,11 @@ pub(crate) fn decoder_survives(data: &[u8]) {
         while let Some(outcome) = decoder.next(&mut chunk) {
             if let Ok(frame) = &outcome {
                 assert!(frame.len() <= 64);
-                let _ = Reading::decode(frame.header.schema, frame.header.rev, frame.body);
+                let mut wire = [0; 80];
+                let len = frame.encode(&mut wire).expect("what was decoded is no longer");
+                let mut again = Decoder::<64>::new();
+                assert_eq!(again.next(&mut &wire[..len]), Some(outcome), "written again");
+                reading_survives(frame);
             }
             found.push(outcome.map(|frame| frame.body.to_vec()));
         }
@@ -48,6 +57,20 @@ pub(crate) fn decoder_survives(data: &[u8]) {
         last = Some(outcome.is_ok_and(|found| found == frame));
     }
     assert_eq!(last, Some(true), "a sound frame after anything");
+}
+
+/// What a frame carries is the same after it was written again.
+fn reading_survives(frame: &Frame<'_>) {
+    let Ok(reading) = Reading::decode(frame.header.schema, frame.header.rev, frame.body) else { return };
+    let mut body = [0; 128];
+    let (rev, len) = match reading {
+        Reading::Raw(raw) => (Raw::REV, raw.encode(&mut body)),
+        Reading::RoomOccupancy(room) => (RoomOccupancy::REV, room.encode(&mut body)),
+        Reading::VehiclePosition(position) => (VehiclePosition::REV, position.encode(&mut body)),
+        other => panic!("{other:?} is not known here"),
+    };
+    let len = len.expect("it fits");
+    assert_eq!(Reading::decode(frame.header.schema, rev, &body[..len]), Ok(reading));
 }
 
 /// A frame with a right checksum around each piece of `data`, so that it gets past the decoder.

@@ -4,7 +4,7 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use rustix::fs::{FlockOperation, flock, statvfs};
 
-use crate::config::Log;
+use crate::{config::Log, log::identity};
 
 /// Epochs for which there must be room: one is written while the one before waits for Kafka.
 const EPOCHS_MIN: u64 = 2;
@@ -16,7 +16,7 @@ const VOLATILE: [&str; 2] = ["tmpfs", "ramfs"];
 ///
 /// # Errors
 /// Why the agent could not keep its log there.
-pub(super) fn reach(log: &Log) -> Result<String, String> {
+pub(super) fn reach(log: &Log, gateway: &str) -> Result<String, String> {
     let missing = !log.dir.exists();
     let dir = log.dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     let dir = fs::canonicalize(dir).map_err(|error| error.to_string())?;
@@ -50,6 +50,7 @@ pub(super) fn reach(log: &Log) -> Result<String, String> {
             mib(needed)
         ));
     }
+    identity::check(&log.dir, gateway).map_err(|error| error.to_string())?;
     let state = if missing {
         format!("can be created in {}", dir.display())
     } else if is_locked(&log.dir) {
@@ -118,17 +119,23 @@ mod tests {
     #[test]
     fn a_directory_is_tried_and_left_as_it_was() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory on a disk");
-        let found = reach(&log(dir.path())).expect("writable");
+        let found = reach(&log(dir.path()), "gw-1").expect("writable");
         assert!(found.starts_with("writable; ") && found.contains("MiB free of"), "{found}");
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
-        let found = reach(&log(&dir.path().join("a/b"))).expect("can be created");
+        identity::write(dir.path(), "gw-1").expect("written");
+        let other = reach(&log(dir.path()), "gw-2").expect_err("another gateway's");
+        assert!(other.contains("gateway \"gw-1\""), "{other}");
+        let found = reach(&log(&dir.path().join("a/b")), "gw-1").expect("can be created");
         assert!(found.starts_with("can be created in "), "{found}");
         let mut large = log(dir.path());
         large.epoch_bytes = u64::MAX / 4;
-        assert!(reach(&large).is_err_and(|cause| cause.contains("free, and needs")));
+        assert!(reach(&large, "gw-1").is_err_and(|cause| cause.contains("free, and needs")));
         let file = dir.path().join("file");
         fs::write(&file, "").expect("written");
-        assert!(reach(&log(&file)).is_err_and(|cause| cause.contains("is no directory")));
-        assert!(reach(&log(Path::new("/dev/shm/wayside"))).is_err_and(|cause| cause.contains("power cut")));
+        assert!(reach(&log(&file), "gw-1").is_err_and(|cause| cause.contains("is no directory")));
+        assert!(
+            reach(&log(Path::new("/dev/shm/wayside")), "gw-1")
+                .is_err_and(|cause| cause.contains("power cut"))
+        );
     }
 }

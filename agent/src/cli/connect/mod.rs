@@ -27,7 +27,8 @@ pub(super) fn check(config: &Config, json: bool) -> anyhow::Result<()> {
     for source in &config.serial {
         report.add(format!("{} {}", source.name, source.path.display()), source::serial::reach(source))?;
     }
-    report.add(format!("log.dir {}", config.log.dir.display()), disk::reach(&config.log))?;
+    report
+        .add(format!("log.dir {}", config.log.dir.display()), disk::reach(&config.log, &config.gateway.id))?;
     for (item, found) in replicate::reach(config) {
         report.add(item, found)?;
     }

@@ -14,7 +14,7 @@ use clap::Args;
 use super::{Stop, verify::Findings};
 use crate::{
     env::{Clock, SystemClock},
-    log::{inspect, repair::LockedDir, store::EpochId},
+    log::{identity, inspect, repair::LockedDir, store::EpochId},
     replicate::{Cursor, CursorFile, cursor},
 };
 
@@ -78,6 +78,8 @@ pub(super) fn run(repair: &Repair, out: &mut impl Write, stop: &Stop) -> anyhow:
     let dir = &repair.dir;
     // Before the lock, which would make the directory.
     inspect::list(dir).context("cannot list the log")?;
+    // To this release what a later one wrote looks damaged.
+    identity::read(dir)?;
     // A dry run makes no file, and where there is none nobody holds it.
     let locked = (repair.yes || LockedDir::has_lock(dir)).then(|| LockedDir::lock(dir)).transpose()?;
     let findings = Findings::of(dir, stop)?;

@@ -365,6 +365,21 @@ fn a_repair_touches_nothing_that_is_whole_and_nothing_while_an_agent_runs() {
 }
 
 #[test]
+fn a_directory_of_a_later_release_is_not_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(two_epochs(dir.path()));
+    fs::write(dir.path().join("gateway"), "format 2\ngateway gw-1\n").unwrap();
+    let before = files(dir.path());
+    let LogCommand::Repair(args) = parse(&["repair", "--yes", "--lose-damaged"], dir.path()) else {
+        unreachable!()
+    };
+    let (_running, stop) = never();
+    let refused = repair::run(&args, &mut Vec::new(), &stop).unwrap_err();
+    assert!(refused.to_string().contains("has format 2"), "{refused}");
+    assert_eq!(files(dir.path()), before);
+}
+
+#[test]
 fn a_repair_says_what_it_would_do_and_does_it_when_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

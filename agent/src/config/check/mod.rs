@@ -8,7 +8,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
-    fmt,
+    fmt::{self, Write as _},
     net::SocketAddr,
     num::NonZeroU16,
     path::Path,
@@ -33,7 +33,7 @@ use shape::{PREFIX, Shaped, shape};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the file")]
+    #[error("cannot read the file (--config names another)")]
     Read(#[from] std::io::Error),
     /// The file is not TOML.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -108,15 +108,18 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Some(Place::Line(line)) => write!(f, "line {line}: {}", self.key)?,
-            Some(Place::Variable(name)) => f.write_str(name)?,
-            None => f.write_str(&self.key)?,
+        let place = match &self.place {
+            Some(Place::Line(line)) => format!("line {line}: {}", self.key),
+            Some(Place::Variable(name)) => name.clone(),
+            None => self.key.clone(),
+        };
+        let value = if self.value.is_empty() { String::new() } else { format!(" = {}", self.value) };
+        // Keys and values are anybody's text: a line end in one must not look like a fault of its own, nor a control
+        // character reach the terminal.
+        for c in format!("{place}{value}: {}", self.limit).chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
         }
-        if !self.value.is_empty() {
-            write!(f, " = {}", self.value)?;
-        }
-        write!(f, ": {}", self.limit)
+        Ok(())
     }
 }
 
@@ -199,6 +202,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.serial(&key, source)
     });
+    check.sources_apart(&mqtt, &serial);
     if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
         check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
     }

@@ -1,6 +1,6 @@
 //! The checks of `[[source.*]]`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -16,6 +16,33 @@ use crate::{
 };
 
 impl Checker {
+    /// No two sources may want what only one of them can have.
+    pub(super) fn sources_apart(&mut self, mqtt: &[MqttSource], serial: &[SerialSource]) {
+        let mut ports = BTreeMap::new();
+        for (i, source) in serial.iter().enumerate() {
+            if let Some(first) = ports.insert(&source.path, i) {
+                let limit =
+                    format!("already read by source.serial[{first}]: each would get half of the bytes");
+                let path = quoted(&source.path.to_string_lossy());
+                self.fault(&format!("source.serial[{i}].path"), &path, &limit);
+            }
+        }
+        let mut clients = BTreeMap::new();
+        for (i, source) in mqtt.iter().enumerate() {
+            let others = source
+                .brokers
+                .iter()
+                .filter_map(|broker| clients.insert((&broker.host, broker.port, &source.client_id), i));
+            if let Some(first) = others.filter(|first| *first != i).min() {
+                let limit = format!(
+                    "already used by source.mqtt[{first}] at the same broker, where each would throw the other out: \
+                     leave it out"
+                );
+                self.fault(&format!("source.mqtt[{i}].client_id"), &quoted(&source.client_id), &limit);
+            }
+        }
+    }
+
     pub(super) fn mqtt(&mut self, key: &str, raw: &RawMqttSource, gateway_id: &str) -> MqttSource {
         let at = |name: &str| format!("{key}.{name}");
         if raw.urls.is_empty() {

@@ -119,6 +119,43 @@ fn two_sources_may_not_share_a_name() {
     check_faults(&text, &["source.serial[0].name = \"broker\""]);
 }
 
+#[test]
+fn two_sections_that_want_the_same_port_or_session_are_both_named() {
+    let port = "protocol = \"native\"\npath = \"/dev/ttyUSB0\"\n";
+    let client = |name: &str| {
+        let section = GOOD.replace("name = \"broker\"", &format!("name = \"{name}\"\nclient_id = \"plant\""));
+        section[section.find("[[source").expect("a source")..section.find("[replicate").expect("behind it")]
+            .to_owned()
+    };
+    let text = format!(
+        "{GOOD}[[source.serial]]\nname = \"a\"\n{port}[[source.serial]]\nname = \"b\"\n{port}{}{}",
+        client("c"),
+        client("d"),
+    );
+    assert_eq!(
+        said(&text),
+        [
+            "line 20: source.serial[1].path = \"/dev/ttyUSB0\": already read by source.serial[0]: each would get half \
+             of the bytes",
+            "line 32: source.mqtt[2].client_id = \"plant\": already used by source.mqtt[1] at the same broker, where \
+             each would throw the other out: leave it out",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_or_no_text_is_said_with_the_cause() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let said = |path: &Path| format!("{:#}", anyhow::Error::new(load(path).expect_err("no configuration")));
+    assert_eq!(
+        said(&dir.path().join("missing")),
+        "cannot read the file (--config names another): No such file or directory (os error 2)"
+    );
+    let binary = dir.path().join("binary");
+    std::fs::write(&binary, b"\xff\xfe").expect("written");
+    assert!(said(&binary).contains("valid UTF-8"), "{}", said(&binary));
+}
+
 /// The lines that a user sees.
 fn said(text: &str) -> Vec<String> {
     parse(text).expect_err("faults").to_string().lines().map(str::to_owned).collect()
@@ -470,4 +507,15 @@ fn a_stream_that_drops_what_is_old_wants_a_log_larger_than_what_replication_hold
     let gaps = "\n[[stream]]\nname = \"gaps\"\npolicy = \"drop-oldest\"";
     let text = format!("gateway.id = \"g\"\n[replicate]\nbootstrap_servers = [\"k:9092\"]{gaps}");
     assert!(parse(&text).unwrap_err().to_string().contains("stream[0].policy"));
+}
+
+/// Found by the fuzz target `config`: text over two lines was shown as two faults, and an escape sequence as it is.
+#[test]
+fn a_fault_is_one_line_whatever_its_key_and_value_are() {
+    let error = parse("\"a\\u001b\\n\" = 1\n[log]\nlimit_bytes = \"\"\"a\nb\"\"\"").expect_err("faults");
+    let text = error.to_string();
+    let ConfigError::Faults(faults) = error else { panic!("{text}") };
+    assert_eq!(text.lines().count(), faults.len(), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text}");
+    assert!(text.contains(r#"limit_bytes = """a\nb""": must be"#), "{text}");
 }

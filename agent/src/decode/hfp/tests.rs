@@ -51,6 +51,16 @@ fn every_field_may_be_absent_or_null() {
     }
 }
 
+/// Found by the fuzz target `hfp`: the reading had `lat_deg` twice, and most readers take the second.
+#[test]
+fn field_that_is_called_as_one_of_ours_does_not_stand_in_its_place() {
+    let record = decode(VP, r#"{"VP":{"lat":60.2,"long":24.8,"lat_deg":99,"event":{},"seq":1}}"#).unwrap();
+    let text = str::from_utf8(&record.value).unwrap();
+    assert_eq!((text.matches("\"lat_deg\"").count(), text.matches("\"event\"").count()), (1, 1), "{text}");
+    let reading: Json = serde_json::from_str(text).unwrap();
+    assert_eq!((&reading["lat_deg"], &reading["seq"]), (&60.2.into(), &1.into()));
+}
+
 #[test]
 fn odd_values_of_live_traffic_are_understood() {
     let field = |payload: &str, name: &str| reading(VP, payload)[name].clone();

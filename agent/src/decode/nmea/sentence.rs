@@ -2,9 +2,12 @@
 //!
 //! The crate `nmea` reads the fields. Where it refuses a sentence, the position is still read from the fields themselves, so
 //! that it is not lost for the sake of another field: GNS with three or more systems, GLL without a mode (NMEA before
-//! 2.3), RMC and GGA with a field left out. Times are always read here, because the crate knows no leap second.
+//! 2.3), RMC and GGA with a field left out. Times and places are always read here, because the
+//! crate knows no leap second and takes minutes beyond the 60th.
 
-use chrono::NaiveDate;
+use std::ops::RangeInclusive;
+
+use chrono::{Datelike as _, NaiveDate};
 use nmea::{
     NmeaSentence, SentenceType,
     sentences::{parse_gga, parse_gll, parse_gns, parse_rmc, parse_vtg, parse_zda, rmc::RmcStatusOfFix},
@@ -14,6 +17,9 @@ use super::super::reading::Fix;
 
 /// Metres per second in a knot.
 const MPS_PER_KNOT: f64 = 1852.0 / 3600.0;
+
+/// The years that a date may have: GPS counts from 1980, and times are written with four digits.
+const YEARS: RangeInclusive<i32> = 1980..=9999;
 
 /// What a sentence is to the decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,7 +117,11 @@ impl Part {
         let fields = Fields::new(kind, data);
         let mut part = fields.read_by_crate(talker).unwrap_or_else(|| fields.read(talker));
         part.time_ms = fields.time_ms();
-        part.place = part.place.filter(|(lat, lon)| lat.abs() <= 90.0 && lon.abs() <= 180.0);
+        part.date = part.date.filter(|date| YEARS.contains(&date.year()));
+        part.place = fields.place().filter(|(lat, lon)| lat.abs() <= 90.0 && lon.abs() <= 180.0);
+        part.speed_mps = part.speed_mps.filter(|speed| *speed >= 0.0);
+        part.course_deg = part.course_deg.filter(|course| (0.0..=360.0).contains(course));
+        part.hdop = part.hdop.filter(|hdop| *hdop >= 0.0);
         part
     }
 }
@@ -159,8 +169,14 @@ impl<'a> Fields<'a> {
         (hours < 24 && minutes < 60).then(|| (hours * 60 + minutes) * 60_000 + ms)
     }
 
-    /// Latitude, N or S, longitude, E or W, from field `index` on.
-    fn place(&self, index: usize) -> Option<(f64, f64)> {
+    /// Latitude, N or S, longitude, E or W.
+    fn place(&self) -> Option<(f64, f64)> {
+        let index = match self.kind {
+            Kind::Gga | Kind::Gns => 1,
+            Kind::Rmc => 2,
+            Kind::Gll => 0,
+            Kind::Vtg | Kind::Zda => return None,
+        };
         let degrees = |index: usize, degree_digits: usize, plus: &str, minus: &str| {
             let (degrees, minutes) = self.get(index).split_at_checked(degree_digits)?;
             let minutes: f64 = minutes.parse().ok().filter(|minutes| (0.0..60.0).contains(minutes))?;
@@ -195,7 +211,6 @@ impl<'a> Fields<'a> {
                 let gga = parse_gga(sentence(SentenceType::GGA)).ok()?;
                 Part {
                     fix: self.quality(),
-                    place: gga.latitude.zip(gga.longitude),
                     altitude_m: finite(gga.altitude),
                     satellites: gga.fix_satellites,
                     hdop: finite(gga.hdop),
@@ -206,7 +221,6 @@ impl<'a> Fields<'a> {
                 let gns = parse_gns(sentence(SentenceType::GNS)).ok()?;
                 Part {
                     fix: Some(fix_of_modes(self.get(5))),
-                    place: gns.lat.zip(gns.lon),
                     altitude_m: finite(gns.alt),
                     satellites: Some(gns.nsattelites.into()),
                     hdop: finite(gns.hdop),
@@ -219,7 +233,6 @@ impl<'a> Fields<'a> {
                 Part {
                     date: rmc.fix_date,
                     fix: Some(fix_of_status(valid, self.get(11))),
-                    place: rmc.lat.zip(rmc.lon),
                     speed_mps: finite(rmc.speed_over_ground).map(|knots| knots * MPS_PER_KNOT),
                     course_deg: finite(rmc.true_course),
                     ..empty
@@ -227,11 +240,7 @@ impl<'a> Fields<'a> {
             }
             Kind::Gll => {
                 let gll = parse_gll(sentence(SentenceType::GLL)).ok()?;
-                Part {
-                    fix: Some(fix_of_status(gll.valid, self.get(6))),
-                    place: gll.latitude.zip(gll.longitude),
-                    ..empty
-                }
+                Part { fix: Some(fix_of_status(gll.valid, self.get(6))), ..empty }
             }
             Kind::Vtg => {
                 let vtg = parse_vtg(sentence(SentenceType::VTG)).ok()?;
@@ -251,7 +260,6 @@ impl<'a> Fields<'a> {
         match self.kind {
             Kind::Gga => Part {
                 fix: self.quality().or(Some(Fix::None)),
-                place: self.place(1),
                 altitude_m: self.number(8),
                 satellites: self.get(6).parse().ok(),
                 hdop: self.number(7),
@@ -259,7 +267,6 @@ impl<'a> Fields<'a> {
             },
             Kind::Gns => Part {
                 fix: Some(fix_of_modes(self.get(5))),
-                place: self.place(1),
                 altitude_m: self.number(8),
                 satellites: self.get(6).parse().ok(),
                 hdop: self.number(7),
@@ -268,16 +275,11 @@ impl<'a> Fields<'a> {
             Kind::Rmc => Part {
                 date: self.date(8),
                 fix: Some(fix_of_status(matches!(self.get(1), "A" | "D"), self.get(11))),
-                place: self.place(2),
                 speed_mps: self.number(6).map(|knots| knots * MPS_PER_KNOT),
                 course_deg: self.number(7),
                 ..empty
             },
-            Kind::Gll => Part {
-                fix: Some(fix_of_status(self.get(5) == "A", self.get(6))),
-                place: self.place(0),
-                ..empty
-            },
+            Kind::Gll => Part { fix: Some(fix_of_status(self.get(5) == "A", self.get(6))), ..empty },
             Kind::Vtg => Part {
                 speed_mps: self
                     .number(4)
@@ -360,7 +362,7 @@ mod tests {
             (Some(a), Some(b)) => (a - b).abs() < 1e-4,
             (a, b) => a == b,
         };
-        assert_eq!((by_crate.date, by_crate.fix, by_crate.place), (own.date, own.fix, own.place), "{text}");
+        assert_eq!((by_crate.date, by_crate.fix), (own.date, own.fix), "{text}");
         assert_eq!(by_crate.satellites, own.satellites, "{text}");
         assert!(close(by_crate.speed_mps, own.speed_mps), "{text}");
         assert!(close(by_crate.course_deg, own.course_deg), "{text}");
@@ -427,6 +429,36 @@ mod tests {
         for text in ["$PQGSV,x*00", "$GAGSA,x*00"] {
             assert_eq!(Sentence::parse(text), Sentence::Support, "{text}");
         }
+    }
+
+    /// Found by the fuzz target `nmea`: a course of 999.9 degrees and a negative speed went to Kafka as they came.
+    #[test]
+    fn motion_out_of_range_is_none() {
+        let check = |text: &str, expected: [bool; 3]| {
+            let part = part(text);
+            let found = [part.speed_mps, part.course_deg, part.hdop].map(|value| value.is_some());
+            assert_eq!(found, expected, "{text}");
+        };
+        check("GPRMC,224749,A,4739.7,N,12219.5,W,0.0,360.0,311299,,,A", [true, true, false]);
+        check("GPRMC,224749,A,4739.7,N,12219.5,W,-1.0,999.9,311299,,,A", [false; 3]);
+        check("GPVTG,-0.1,T,,M,,N,-1.0,K,A", [false; 3]);
+        check("GPGGA,224749,4739.7,N,12219.5,W,1,17,0.8,-77.5,M,,M,,", [false, false, true]);
+        check("GPGGA,224749,4739.7,N,12219.5,W,1,17,-0.8,,M,,M,,", [false; 3]);
+    }
+
+    #[test]
+    fn date_that_no_calendar_has_is_none() {
+        for date in
+            ["310226", "290225", "000126", "320126", "010026", "011326", "-10126", "1e0126", "01012", "é0126"]
+        {
+            let rmc = part(&format!("GPRMC,224749,A,4739.7,N,12219.5,W,,,{date},,,A"));
+            assert_eq!(rmc.date, None, "{date}");
+            assert!(rmc.place.is_some(), "{date}: the place does not hang on the date");
+        }
+        for date in ["31,02,2026", "00,00,0000", "01,01,0000", "01,01,1979", "01,01,99999", "01,01,-1"] {
+            assert_eq!(part(&format!("GPZDA,224749,{date},00,00")).date, None, "{date}");
+        }
+        assert!(part("GPZDA,224749,01,01,1980,00,00").date.is_some());
     }
 
     #[test]

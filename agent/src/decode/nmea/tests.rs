@@ -125,6 +125,16 @@ fn warned_position_is_no_fix_and_stays_as_stale() {
 }
 
 #[test]
+fn impossible_dates_and_positions_are_no_time_and_no_fix() {
+    check(&[&RMC.replace("060826", "310226")], &[("-", "gnss")]);
+    for place in ["9939.0,N,12219.0,W", "4739.0,N,18119.0,W", "4761.0,N,12219.0,W", "4739.0,X,12219.0,W"] {
+        let sentence = RMC.replace("4739.0,N,12219.0,W", place);
+        check(&[&sentence], &[("2026-08-06T10:00:00.000000Z", "none")]);
+        assert_eq!(decode(&[&sentence])[0].event_time, None, "{place}");
+    }
+}
+
+#[test]
 fn date_goes_over_midnight_with_sentences_that_have_none() {
     let gga = |time: &str| GGA.replace("100000.00", time);
     check(

@@ -1,13 +1,14 @@
 //! Damage: whatever the disk did, the log opens, reads what is whole, tells what is not, and uses no number twice.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::{PermissionsExt, symlink},
     path::PathBuf,
 };
 
 use super::*;
+use crate::testing::without_privileges;
 
 /// A sled log of three epochs with 10 entries of 20 records each.
 pub(super) fn three_epochs(dir: &Path) -> Vec<EpochId> {
@@ -310,6 +311,30 @@ fn a_data_directory_is_private_and_of_one_agent() {
     assert!(second.to_string().contains("in use by another agent"), "{second}");
     drop(store);
     SledStore::open(&path, test_options()).unwrap();
+}
+
+#[test]
+fn a_data_directory_of_another_user_is_refused_with_its_owner() {
+    without_privileges(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        drop(SledStore::open(&path, test_options()).unwrap());
+        let us = rustix::process::geteuid().as_raw();
+        // Closed to us too, as it is to every user but its owner.
+        for (closed, what) in [(path.join("lock"), path.join("lock")), (path.clone(), path.clone())] {
+            let open = fs::metadata(&closed).unwrap().permissions();
+            fs::set_permissions(&closed, Permissions::from_mode(0o0)).unwrap();
+            let said = SledStore::open(&path, test_options()).unwrap_err().to_string();
+            fs::set_permissions(&closed, open).unwrap();
+            let expected = format!(
+                "data directory {}: no permission for user {us}: {} belongs to user {us}, mode 0: run",
+                path.display(),
+                what.display()
+            );
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        SledStore::open(&path, test_options()).unwrap();
+    });
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Replicator {
 
     pub(super) fn show_error(&mut self, reason: String) {
         self.shows_error = true;
-        self.metrics.health().error(reason);
+        self.metrics.error(reason);
     }
 
     /// Whether the producer is to be restarted now.

@@ -390,11 +390,13 @@ fn a_topic_with_other_partitions_makes_its_stream_wait_and_says_what_to_do() {
     let health = world.metrics.health().snapshot();
     assert!(health.needs_operator());
     assert!(health.waiting_topics["test.a"].contains("partitions = 12"), "{health:?}");
+    assert_eq!(world.metrics.waiting_topics.get(), 1);
     assert_eq!(offsets(&world.brokers, "a", 0), [0; 0]);
     // The operator made it right.
     world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
     world.run_until_caught_up();
     assert!(!world.metrics.health().snapshot().needs_operator());
+    assert_eq!(world.metrics.waiting_topics.get(), 0);
 }
 
 #[test]

@@ -29,6 +29,8 @@
 //!   The session stays at the broker.
 
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -362,6 +364,7 @@ impl Source {
     fn report(&mut self, broker: usize, error: &ConnectionError) {
         let (address, text) = (self.address(broker), error.to_string());
         let source = &self.config.name;
+        self.context.counters.failures.inc();
         self.context.health.down(&format!("{address}: {text}"));
         match error {
             _ if self.causes[broker] == text => {
@@ -407,6 +410,7 @@ impl Source {
                         self.context.health.healthy();
                     } else {
                         *subscribe_at = now + self.resubscribe.next(&mut *self.context.entropy);
+                        self.context.counters.failures.inc();
                         for refusal in &refusals {
                             let (source, filter) = (&self.config.name, &refusal.filter);
                             error!(source, filter, reason = refusal.reason, "subscription refused");

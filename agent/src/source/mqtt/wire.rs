@@ -515,6 +515,27 @@ mod tests {
     }
 
     #[test]
+    fn a_message_of_256_mib_takes_no_memory_and_hides_nothing_behind_it() {
+        const PAYLOAD_BYTES: usize = 0x0fff_ffff - 6;
+        let (mut reader, mut buffer) = (reader(MqttVersion::V5), BytesMut::new());
+        // The largest length that MQTT can say; topic `t`, id 7, no properties.
+        buffer.extend_from_slice(&[0x32, 0xff, 0xff, 0xff, 0x7f, 0, 1, b't', 0, 7, 0]);
+        let packet = reader.next(&mut buffer).expect("well-formed");
+        assert!(matches!(packet, Some(Packet::Oversize { size_bytes: 268_435_460, .. })), "{packet:?}");
+        let read = [b'x'; 32 * 1024];
+        let mut left_bytes = PAYLOAD_BYTES;
+        while left_bytes > 0 {
+            let size_bytes = left_bytes.min(read.len());
+            buffer.extend_from_slice(&read[..size_bytes]);
+            assert_eq!(reader.next(&mut buffer).expect("skipped"), None);
+            assert!(buffer.capacity() <= 2 * read.len(), "{} bytes", buffer.capacity());
+            left_bytes -= size_bytes;
+        }
+        buffer.extend_from_slice(&[0xd0, 0]);
+        assert_eq!(reader.next(&mut buffer).expect("well-formed"), Some(Packet::PingResp));
+    }
+
+    #[test]
     fn a_disconnect_without_a_reason_is_one() {
         let packets = packets(MqttVersion::V5, &[&[0xe0, 0]]);
         assert_eq!(packets, [Packet::Disconnect("NormalDisconnection".into())]);

@@ -84,13 +84,12 @@ pub async fn run(config: SerialSource, record_bytes_max: usize, context: SourceC
     let source = Source {
         builder: builder(&config, &port),
         reopen: Backoff::new(config.reopen),
-        name: config.name,
         port,
         line,
         context,
         room: None,
-        noise: 0,
-        noise_at: Monotonic::default(),
+        noise: Noise::default(),
+        config,
     };
     Box::pin(source.run()).await;
 }
@@ -136,18 +135,34 @@ struct Waiting {
     reservation: Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>,
 }
 
+/// Rejected frames that the log has not been told of. It is told once in [`NOISE_INTERVAL`].
+#[derive(Debug, Default)]
+struct Noise {
+    count: u64,
+    quiet_until: Monotonic,
+}
+
+impl Noise {
+    /// Adds `rejected` frames; returns how many are to be told now, if any.
+    fn due(&mut self, now: Monotonic, rejected: u64) -> Option<u64> {
+        self.count += rejected;
+        if self.count == 0 || now < self.quiet_until {
+            return None;
+        }
+        self.quiet_until = now + NOISE_INTERVAL;
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
 struct Source {
-    name: String,
+    config: SerialSource,
     port: String,
     builder: SerialPortBuilder,
     reopen: Backoff,
     line: Box<dyn Line>,
     context: SourceContext,
     room: Option<Waiting>,
-    /// Rejected since it was last logged.
-    noise: u64,
-    /// When it may be logged again.
-    noise_at: Monotonic,
+    noise: Noise,
 }
 
 impl Source {
@@ -158,7 +173,7 @@ impl Source {
             let error = match SerialStream::open(&self.builder) {
                 Ok(stream) => {
                     let since = self.now().monotonic;
-                    info!(source = self.name, port = self.port, "port opened");
+                    info!(source = self.config.name, port = self.port, "port opened");
                     self.context.counters.connections.inc();
                     self.context.counters.connected.set(1);
                     self.context.health.healthy();
@@ -177,13 +192,14 @@ impl Source {
                         Ended::Lost(error) => error.to_string(),
                     }
                 }
-                Err(error) => error.to_string(),
+                Err(error) => reach::cause(&self.config, &error),
             };
+            self.context.counters.failures.inc();
             self.context.health.down(&format!("{}: {error}", self.port));
             if cause == error {
-                debug!(source = self.name, port = self.port, error, "no port");
+                debug!(source = self.config.name, port = self.port, error, "no port");
             } else {
-                warn!(source = self.name, port = self.port, error, "no port");
+                warn!(source = self.config.name, port = self.port, error, "no port");
             }
             cause = error;
             let delay = self.reopen.next(&mut *self.context.entropy);
@@ -242,7 +258,7 @@ impl Source {
                 if now.monotonic >= deadline {
                     // A port that does not take them is no reason to stay: the device sends its readings again.
                     let _ = timeout(DRAIN_TIMEOUT, write.write_all_buf(&mut outbound)).await;
-                    info!(source = self.name, port = self.port, "port closed");
+                    info!(source = self.config.name, port = self.port, "port closed");
                     return Ok(());
                 }
                 wake_at = wake_at.min(deadline);
@@ -334,16 +350,15 @@ impl Source {
     }
 
     fn count(&mut self, now: Now) {
-        self.noise += self.line.count(&mut self.context.counters);
-        if self.noise > 0 && now.monotonic >= self.noise_at {
+        let rejected = self.line.count(&mut self.context.counters);
+        if let Some(count) = self.noise.due(now.monotonic, rejected) {
             warn!(
-                source = self.name,
+                source = self.config.name,
                 port = self.port,
-                count = self.noise,
-                "the line brings what is no frame"
+                count,
+                baud = self.config.baud,
+                "the line brings what is no frame: do baud, parity and protocol fit the device?"
             );
-            self.noise = 0;
-            self.noise_at = now.monotonic + NOISE_INTERVAL;
         }
         let unacknowledged = i64::try_from(self.line.unacknowledged()).unwrap_or(i64::MAX);
         self.context.counters.unacknowledged.set(unacknowledged);

@@ -15,7 +15,47 @@ use crate::config::SerialSource;
 /// # Errors
 /// Why the agent could not read it.
 pub fn reach(config: &SerialSource) -> Result<String, String> {
-    let metadata = fs::metadata(&config.path).map_err(|error| error.to_string())?;
+    check_kind(&config.path)?;
+    let device = fs::canonicalize(&config.path).map_err(|error| error.to_string())?;
+    let users = users_of(&device);
+    if let Some((_, pid)) = users.iter().find(|(name, _)| name == env!("CARGO_PKG_NAME")) {
+        return Ok(format!("is read by the agent that runs, process {pid}"));
+    }
+    if !users.is_empty() {
+        return Err(in_use(&users));
+    }
+    match builder(config, &config.path.display().to_string()).open() {
+        Ok(_) => Ok(format!("is a free serial port, {}", device.display())),
+        Err(error) => Err(cause(config, &error)),
+    }
+}
+
+/// What keeps the port from being opened, with what to do about it, where opening it gave `error`.
+pub(super) fn cause(config: &SerialSource, error: &tokio_serial::Error) -> String {
+    if let Err(cause) = check_kind(&config.path) {
+        return cause;
+    }
+    match error.kind() {
+        tokio_serial::ErrorKind::NoDevice => {
+            in_use(&fs::canonicalize(&config.path).map(|device| users_of(&device)).unwrap_or_default())
+        }
+        tokio_serial::ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
+            let owner = fs::metadata(&config.path).map(|metadata| (metadata.uid(), metadata.gid()));
+            let (uid, gid) = owner.unwrap_or_default();
+            format!(
+                "permission denied: it belongs to user {uid} and group {gid}; the agent's user must be in that group"
+            )
+        }
+        _ => format!("cannot be opened as a serial port of {} bit/s: {error}", config.baud),
+    }
+}
+
+/// What is there must be a serial port.
+fn check_kind(path: &Path) -> Result<(), String> {
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "No such file: is the device plugged in?".to_owned(),
+        _ => error.to_string(),
+    })?;
     if !metadata.file_type().is_char_device() {
         return Err("is no device".into());
     }
@@ -26,26 +66,13 @@ pub fn reach(config: &SerialSource) -> Result<String, String> {
     {
         return Err("is no serial port".into());
     }
-    let device = fs::canonicalize(&config.path).map_err(|error| error.to_string())?;
-    let users = users_of(&device);
-    if let Some((_, pid)) = users.iter().find(|(name, _)| name == env!("CARGO_PKG_NAME")) {
-        return Ok(format!("is read by the agent that runs, process {pid}"));
-    }
-    if let Some((name, pid)) = users.first() {
-        return Err(format!("is in use by {name}, process {pid}"));
-    }
-    match builder(config, &config.path.display().to_string()).open() {
-        Ok(_) => Ok(format!("is a free serial port, {}", device.display())),
-        Err(error) => Err(match error.kind() {
-            tokio_serial::ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
-                format!(
-                    "permission denied: it belongs to user {} and group {}",
-                    metadata.uid(),
-                    metadata.gid()
-                )
-            }
-            _ => format!("cannot be opened as a serial port of {} bit/s: {error}", config.baud),
-        }),
+    Ok(())
+}
+
+fn in_use(users: &[(String, u32)]) -> String {
+    match users.first() {
+        Some((name, pid)) => format!("is in use by {name}, process {pid}: a port has one reader"),
+        None => "is in use by another process: a port has one reader".into(),
     }
 }
 

@@ -3,7 +3,11 @@
 #![allow(clippy::disallowed_methods, reason = "tests of ports run in real time")]
 
 use std::{
-    os::{fd::OwnedFd, unix::fs::symlink},
+    fs::{self, Permissions},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{PermissionsExt as _, symlink},
+    },
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -17,14 +21,18 @@ use tokio::io::unix::AsyncFd;
 use wayside_protocol::{
     frame::{FRAME_LEN_DEFAULT, max_wire_len},
     link::device::{Config, Device, Overflow},
-    payload::Raw,
+    payload::{Raw, schema},
 };
 
 use super::*;
 use crate::{
-    config::{Backoff, GAPS_STREAM, Value},
-    record::{ContentType, DeviceId, StreamName},
-    source::testing::{FakePipeline, on_one_thread, within},
+    config::{Backoff, DEAD_LETTER_STREAM, GAPS_STREAM, Value},
+    record::{ContentType, DeviceId, Received, StreamName},
+    source::{
+        metrics::SourceMetrics,
+        testing::{FakePipeline, on_one_thread, within},
+    },
+    testing::without_privileges,
 };
 
 const INTAKE_BYTES: usize = 1 << 20;
@@ -69,13 +77,16 @@ impl Socket {
     }
 
     fn nmea(&self, value: Value) -> FakePipeline {
-        let protocol = SerialProtocol::Nmea {
-            stream: StreamName::new("positions").expect("a name"),
-            raw_stream: StreamName::new("nmea-raw").expect("a name"),
-            device: DeviceId::new("tram-7").expect("an id"),
-        };
-        let config = self.config(protocol, value);
+        let config = self.config(nmea(), value);
         FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
+    }
+}
+
+fn nmea() -> SerialProtocol {
+    SerialProtocol::Nmea {
+        stream: StreamName::new("positions").expect("a name"),
+        raw_stream: StreamName::new("nmea-raw").expect("a name"),
+        device: DeviceId::new("tram-7").expect("an id"),
     }
 }
 
@@ -421,12 +432,7 @@ fn nmea_beyond_the_room_is_dropped_and_counted() {
     on_one_thread(async {
         let socket = Socket::new();
         let cable = socket.plug();
-        let protocol = SerialProtocol::Nmea {
-            stream: StreamName::new("positions").expect("a name"),
-            raw_stream: StreamName::new("nmea-raw").expect("a name"),
-            device: DeviceId::new("tram-7").expect("an id"),
-        };
-        let config = socket.config(protocol, Value::Raw);
+        let config = socket.config(nmea(), Value::Raw);
         let mut pipeline = FakePipeline::start(1, |context| run(config, RECORD_BYTES_MAX, context));
         pipeline.keep_room();
         cable.write(AIS.as_bytes()).await;
@@ -447,7 +453,7 @@ fn a_check_says_whether_a_port_can_be_read() {
         let socket = Socket::new();
         let mut config = socket.config(SerialProtocol::Native, Value::Raw);
         let err = |config: &SerialSource| reach(config).expect_err("cannot be read");
-        assert!(err(&config).contains("No such file"), "{}", err(&config));
+        assert_eq!(err(&config), "No such file: is the device plugged in?");
         let cable = socket.plug();
         assert!(reach(&config).is_ok_and(|found| found.contains("free serial port")), "{:?}", reach(&config));
         let user =
@@ -459,4 +465,145 @@ fn a_check_says_whether_a_port_can_be_read() {
         config.path = "/".into();
         assert_eq!(err(&config), "is no device");
     });
+}
+
+#[test]
+fn a_port_that_cannot_be_opened_says_why_and_is_opened_once_it_can() {
+    without_privileges(|| {
+        on_one_thread(async {
+            let socket = Socket::new();
+            let pipeline = socket.native();
+            let failure = "wayside_source_failures_total{source=\"test\"} ";
+            let down = async |cause: &str| {
+                let said = |error: &String| error.contains(cause);
+                pipeline
+                    .state(cause, |state| !state.connected && state.error.as_ref().is_some_and(said))
+                    .await;
+            };
+            down("is the device plugged in?").await;
+            symlink("/dev/null", socket.path()).expect("a link");
+            down("is no serial port").await;
+
+            let cable = socket.plug();
+            let port = fs::canonicalize(socket.path()).expect("a port");
+            fs::set_permissions(&port, Permissions::from_mode(0o0)).expect("ours");
+            down("the agent's user must be in that group").await;
+            fs::set_permissions(&port, Permissions::from_mode(0o600)).expect("ours");
+            pipeline.state("an open port", |state| state.connected).await;
+            drop(cable);
+
+            // Of another place, so that the source cannot come first.
+            let other = Socket::new();
+            let cable = other.plug();
+            let config = other.config(SerialProtocol::Native, Value::Raw);
+            let user = builder(&config, &other.path().display().to_string()).open().expect("opens");
+            fs::remove_file(socket.path()).expect("is there");
+            symlink(fs::canonicalize(other.path()).expect("a port"), socket.path()).expect("a link");
+            down(&format!("process {}", std::process::id())).await;
+            drop(user);
+            pipeline.state("an open port", |state| state.connected).await;
+            pipeline.metric_where(failure, |line| line.starts_with(failure) && !line.ends_with(" 0")).await;
+            drop(cable);
+        });
+    });
+}
+
+#[test]
+fn frames_cut_overlong_or_full_of_nonsense_cost_themselves_alone() {
+    on_one_thread(async {
+        let socket = Socket::new();
+        let cable = socket.plug();
+        let mut pipeline = socket.native();
+        let mut mcu = Microcontroller::new(0xabc, 7);
+        let mut frame = [0; max_wire_len(FRAME_LEN_DEFAULT)];
+        let mut other = Microcontroller::new(0xdef, 7);
+        let size = other.device.poll_transmit(other.now_us(), &mut frame).expect("a greeting");
+        cable.write(&[&frame[..size / 2], &[0], &[0xff; 4000], &[0]].concat()).await;
+        let every_byte: Vec<u8> = (0..=u8::MAX).collect();
+        for half in every_byte.chunks(128) {
+            mcu.reading(half);
+        }
+        // The checksum is right, the contents are not what the schema says.
+        let now_us = mcu.now_us();
+        mcu.device.send(now_us, schema::VEHICLE_POSITION, 1, &[0xff; 40]).expect("room");
+        mcu.reading(b"after");
+        let mut records = Vec::new();
+        mcu.talk(&cable, "four records", |_| {
+            records.extend(pipeline.rest());
+            records.len() >= 4
+        })
+        .await;
+        pipeline.acknowledge_all();
+        mcu.talk(&cable, "the acknowledgement", |mcu| mcu.device.pending() == 0).await;
+        assert_eq!([&records[0].value[..], &records[1].value].concat(), every_byte);
+        assert_eq!(
+            (records[2].stream.as_str(), &records[2].value[..]),
+            (DEAD_LETTER_STREAM, &[0xff; 40][..])
+        );
+        assert_eq!(records[3].value, "after");
+        for counted in [
+            "rejected_total{source=\"test\",reason=\"too_long\"} 1",
+            "records_total{source=\"test\",stream=\"dead-letter\"} 1",
+        ] {
+            pipeline.metric(&format!("wayside_source_{counted}")).await;
+        }
+        pipeline.metric_like("wayside_source_rejected_total{source=\"test\",reason=\"c").await;
+    });
+}
+
+/// What a device sends that talks at another bit rate: anything, or edges of long bits.
+fn garbage(len: usize) -> impl FnMut() -> Vec<u8> {
+    let mut state = 1_u64;
+    move || {
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        };
+        let edges = next() < 128;
+        let byte =
+            |byte: u8| if edges { [0, 0x80, 0xe0, 0xf8, 0xfe, 0xff][usize::from(byte % 6)] } else { byte };
+        (0..len).map(|_| byte(next())).collect()
+    }
+}
+
+#[test]
+fn hours_of_garbage_cost_one_log_line_a_minute_and_no_memory() {
+    let native = NativeConfig {
+        source: "test".into(),
+        port: "port".into(),
+        value: Value::Raw,
+        record_bytes_max: RECORD_BYTES_MAX,
+    };
+    let nmea = NmeaRoute {
+        port: "port".into(),
+        stream: StreamName::new("positions").expect("a name"),
+        raw_stream: StreamName::new("nmea-raw").expect("a name"),
+        device: DeviceId::new("tram-7").expect("an id"),
+        value: Value::Json,
+    };
+    let lines: [Box<dyn Line>; 2] = [Box::new(NativeLine::new(native)), Box::new(NmeaLine::new(nmea))];
+    for mut line in lines {
+        let metrics = SourceMetrics::register(&mut prometheus_client::registry::Registry::default());
+        let (mut counters, mut noise, mut garbage) = (metrics.source("test"), Noise::default(), garbage(480));
+        let (mut told, mut rejected) = (0, 0);
+        // A second of 4 800 baud each time, for four hours; nobody takes what comes of it.
+        for second in 0..4 * 3600 {
+            let now = Now {
+                monotonic: Monotonic::from_start(Duration::from_secs(second)),
+                received: Received::default(),
+            };
+            line.receive(now, &garbage());
+            line.expire(now);
+            let mut out = BytesMut::new();
+            line.transmit(now, &mut out);
+            assert!(out.is_empty(), "nobody is answered");
+            let counted = line.count(&mut counters);
+            rejected += counted;
+            told += noise.due(now.monotonic, counted).map_or(0, |_| 1);
+        }
+        assert!((1..=4 * 60).contains(&told), "{told} lines in the log");
+        assert!(rejected > 10_000, "{rejected} counted");
+        let kept: usize = line.take().iter().map(Record::size_bytes).sum();
+        assert!(kept <= 64 * 1024, "{kept} bytes kept");
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! <dir>/lock                 flock of the running agent
+//! <dir>/gateway              whose directory it is, see [`crate::log::identity`]
+//! <dir>/cursor               how far Kafka has the log, see [`crate::replicate::cursor`]
 //! <dir>/ballast              space that is given back when the disk is full, so that epochs can still be opened
 //! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty)
 //! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. The newest epoch without it acknowledged nothing
@@ -39,16 +41,33 @@ pub(in crate::log) const OWN_FILES: [&str; 2] = [LOCK, BALLAST];
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why a store did not open.
+/// Why a store did not open. The caller stops; the operator looks at path and rights.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another agent uses the directory. The caller stops: two writers would destroy it.
+    /// Another agent uses the directory: two writers would destroy it.
     #[error("{} is in use by another agent", dir.display())]
     InUse {
         /// The directory.
         dir: PathBuf,
     },
-    /// The directory cannot be created, locked or listed. The caller stops; the operator looks at path and rights.
+    /// The system does not let us in.
+    #[error(
+        "data directory {}: no permission for user {us}: {} belongs to user {owner}, mode {mode:o}: run the agent as that \
+         user, or give it all to user {us} (chown -R)", dir.display(), what.display()
+    )]
+    Denied {
+        /// The directory.
+        dir: PathBuf,
+        /// What keeps us out: it, something in it, or what it would be created in.
+        what: PathBuf,
+        /// User that `what` belongs to.
+        owner: u32,
+        /// Permissions of `what`.
+        mode: u32,
+        /// The agent's user.
+        us: u32,
+    },
+    /// The directory cannot be created, locked or listed.
     #[error("data directory {}", dir.display())]
     Io {
         /// The directory.
@@ -57,6 +76,24 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// What the system's error with `dir` means.
+    pub(super) fn of(dir: &Path, source: io::Error) -> Self {
+        let lock = dir.join(LOCK);
+        let nearest = lock.ancestors().find_map(|path| Some((path, fs::metadata(path).ok()?)));
+        match nearest {
+            Some((what, metadata)) if source.kind() == io::ErrorKind::PermissionDenied => Self::Denied {
+                dir: dir.into(),
+                what: what.into(),
+                owner: metadata.uid(),
+                mode: metadata.mode() & 0o7777,
+                us: rustix::process::geteuid().as_raw(),
+            },
+            _ => Self::Io { dir: dir.into(), source },
+        }
+    }
 }
 
 /// The directory, locked for as long as this lives.
@@ -70,7 +107,7 @@ pub(in crate::log) struct DataDir {
 impl DataDir {
     /// Creates the directory if it is missing, closes it to everybody else, and locks it.
     pub(in crate::log) fn open(path: &Path, ballast_bytes: u64) -> Result<Self, OpenError> {
-        let failed = |source| OpenError::Io { dir: path.into(), source };
+        let failed = |source| OpenError::of(path, source);
         let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
         // What devices say about people is nobody's but the agent's.
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;

@@ -91,9 +91,9 @@ impl SledStore {
     /// # Errors
     /// [`OpenError`]: the caller stops.
     pub fn open(dir: &Path, options: SledOptions) -> Result<Self, OpenError> {
-        let failed = |source| OpenError::Io { dir: dir.into(), source };
-        let dir = DataDir::open(dir, options.ballast_bytes)?;
-        let epochs = dir.recover().map_err(failed)?;
+        let path = dir;
+        let dir = DataDir::open(path, options.ballast_bytes)?;
+        let epochs = dir.recover().map_err(|source| OpenError::of(path, source))?;
         if let Ok(free_bytes) = dir.free_bytes() {
             dir.take_ballast(free_bytes, options.reserve_bytes);
         }

@@ -90,7 +90,9 @@ fn a_device_with_a_wrong_clock_costs_a_few_refusals_and_not_one_per_record() {
 
 /// Commits one entry of 60 records in the lane whose event and receive times are those that `wall` had.
 fn commit_at(world: &mut World, wall: UnixMicros) {
-    let mut entry = Arc::unwrap_or_clone(group(world.log_end.0, &[("a", 0, 0, 60)]));
+    let base = world.offsets.entry(("a", 0)).or_default();
+    let mut entry = Arc::unwrap_or_clone(group(world.log_end.0, &[("a", 0, *base, 60)]));
+    *base += 60;
     for (n, record) in (0..).zip(&mut entry.batches[0].records) {
         record.received.at = UnixMicros(wall.0 + n * 1_000);
         record.event_time = Some(UnixMicros(wall.0 + n * 1_000 - 500));
@@ -116,6 +118,21 @@ fn records_from_before_the_gateways_clock_was_set_back_are_sent_with_the_present
     assert!(held.iter().all(|a| a.timestamp_ms == world.wall.as_millis()));
     assert!(world.metrics.restamped_records.get() >= 60);
     assert!(world.brokers.restarts() <= 4, "{} restarts", world.brokers.restarts());
+}
+
+#[test]
+fn a_clock_in_1970_that_is_set_and_jumps_by_years_costs_no_record_and_no_order() {
+    let mut world = World::new(5, 1 << 20);
+    let right = world.wall;
+    let year_us = 365 * 24 * HOUR_US;
+    for wall in [0, right.0, right.0 + year_us, right.0 - year_us, right.0] {
+        world.wall = UnixMicros(wall);
+        commit_at(&mut world, UnixMicros(wall));
+        world.run_until_caught_up();
+        world.replicator.publish(world.wall);
+    }
+    world.check();
+    assert_eq!(offsets(&world.brokers, "a", 0), (0..300).collect::<Vec<_>>());
 }
 
 #[test]

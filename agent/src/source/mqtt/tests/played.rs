@@ -9,7 +9,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::GAPS_STREAM,
+    config::{DEAD_LETTER_STREAM, GAPS_STREAM},
     source::testing::{free_address, on_one_thread, within},
 };
 
@@ -81,7 +81,11 @@ impl Peer {
     }
 
     async fn publish(&mut self, qos: QoS, pkid: u16, dup: bool, payload: &str) {
-        let mut publish = v5::Publish::new("vehicle/7", qos, payload.to_owned(), None);
+        self.publish_to("vehicle/7", qos, pkid, dup, payload).await;
+    }
+
+    async fn publish_to(&mut self, topic: &str, qos: QoS, pkid: u16, dup: bool, payload: &str) {
+        let mut publish = v5::Publish::new(topic, qos, payload.to_owned(), None);
         (publish.pkid, publish.dup) = (pkid, dup);
         self.send(v5::Packet::Publish(publish)).await;
     }
@@ -321,6 +325,39 @@ fn a_message_beyond_the_limit_is_answered_when_its_gap_is_durable_and_harms_no_o
 }
 
 #[test]
+fn a_topic_with_a_nul_is_a_dead_letter_that_is_answered_in_its_turn() {
+    on_one_thread(async {
+        let (listener, config) = listen().await;
+        let mut pipeline = start(config);
+        let mut peer = Peer::accept_and_grant(&listener).await;
+        peer.publish_to("vehicle/\0", QoS::AtLeastOnce, 1, false, "x").await;
+        peer.publish(QoS::AtLeastOnce, 2, false, "y").await;
+        let (_, letter) = pipeline.record().await;
+        assert_eq!((letter.stream.as_str(), &letter.value[..]), (DEAD_LETTER_STREAM, &b"x"[..]));
+        assert_eq!(pipeline.record().await.1.value, "y");
+        pipeline.acknowledge_all();
+        assert_eq!(peer.packet().await, puback(1));
+        assert_eq!(peer.packet().await, puback(2));
+        let counted = "wayside_source_records_total{source=\"test\",stream=\"dead-letter\"} 1";
+        pipeline.metric(counted).await;
+    });
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_named_and_counted() {
+    on_one_thread(async {
+        let address = free_address();
+        let mut config = config(MqttVersion::V5, Qos::AtLeastOnce, &[address.port()]);
+        config.reconnect = Backoff { min: Duration::from_secs(3600), max: Duration::from_secs(3600) };
+        let pipeline = start(config);
+        let said = format!("{address}: cannot connect: Connection refused (os error 111)");
+        pipeline.state("the failure", |state| state.error.as_ref() == Some(&said)).await;
+        pipeline.metric("wayside_source_connected{source=\"test\"} 0").await;
+        pipeline.metric("wayside_source_failures_total{source=\"test\"} 1").await;
+    });
+}
+
+#[test]
 fn a_refused_filter_is_reported_and_the_others_work() {
     on_one_thread(async {
         let (listener, config) = listen().await;
@@ -335,6 +372,7 @@ fn a_refused_filter_is_reported_and_the_others_work() {
                 state.connected && state.error.as_deref() == Some("subscription refused: room/+/state")
             })
             .await;
+        pipeline.metric("wayside_source_failures_total{source=\"test\"} 1").await;
         peer.publish(QoS::AtMostOnce, 0, false, "x").await;
         pipeline.record().await;
         drop(peer);
