@@ -67,7 +67,7 @@ fn a_log_at_its_limit_holds_back_what_comes_and_loses_nothing() {
     let mut load = load(&broker);
     load.finish(PATIENCE);
     wait_until(PATIENCE, "the log is full", || {
-        (agent.metric("wayside_commit_failing") == Some(1.0)).then_some(())
+        (agent.metric("wayside_commit_waiting") == Some(1.0)).then_some(())
     });
     let size_bytes = agent.metric("wayside_log_size_bytes").expect("a log has a size");
     assert!(size_bytes < 1.5 * 1_048_576.0, "{size_bytes} bytes");

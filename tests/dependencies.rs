@@ -9,8 +9,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The packages that are built for a gateway with Linux, as `cargo metadata` describes them.
-fn packages() -> Vec<Value> {
+/// What is built for a gateway with Linux, as `cargo metadata` describes it.
+fn metadata() -> Value {
     let output = Command::new(env!("CARGO"))
         .current_dir(wayside_tests::root())
         .args(["metadata", "--format-version", "1", "--locked", "--offline"])
@@ -18,7 +18,12 @@ fn packages() -> Vec<Value> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The packages of [`metadata`].
+fn packages() -> Vec<Value> {
+    let metadata = metadata();
     let used: Vec<&Value> =
         metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| &node["id"]).collect();
     let packages = metadata["packages"].as_array().unwrap();
@@ -124,12 +129,30 @@ fn every_dependency_has_an_allowed_licence() {
 
 #[test]
 fn no_banned_dependency_is_in_the_tree() {
-    let rules = rules();
-    let packages = packages();
+    let (rules, metadata) = (rules(), metadata());
+    let name_of: BTreeMap<&str, &str> = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|package| (package["id"].as_str().unwrap(), package["name"].as_str().unwrap()))
+        .collect();
+    let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
     for banned in rules["bans"]["deny"].as_array().unwrap() {
         let (name, reason) = (banned["crate"].as_str().unwrap(), banned["reason"].as_str().unwrap());
-        assert!(!packages.iter().any(|package| package["name"] == name), "{name} is banned: {reason}");
+        let wrappers = banned.get("wrappers").map(strings).unwrap_or_default();
+        for node in nodes {
+            let user = name_of[node["id"].as_str().unwrap()];
+            let uses = node["dependencies"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|id| name_of[id.as_str().unwrap()] == name);
+            assert!(!uses || wrappers.contains(&user), "{user} uses {name}, which is banned: {reason}");
+        }
     }
+    // Static, and the same on every distribution.
+    let openssl = nodes.iter().find(|node| name_of[node["id"].as_str().unwrap()] == "openssl-sys").unwrap();
+    assert!(openssl["features"].as_array().unwrap().iter().any(|feature| feature == "vendored"));
 }
 
 #[test]

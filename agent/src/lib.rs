@@ -11,7 +11,7 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! [`pipeline`] joins them from [`parts`]. Around it: [`config`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
+//! [`pipeline`] joins them from [`parts`]. Around it: [`config`], [`secret`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
 
 pub mod batch;
 pub mod cli;
@@ -30,6 +30,7 @@ pub mod parts;
 pub mod pipeline;
 pub mod record;
 pub mod replicate;
+pub mod secret;
 pub mod source;
 pub mod telemetry;
 #[cfg(test)]

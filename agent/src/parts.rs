@@ -69,7 +69,11 @@ impl Parts {
         let dir = &config.log.dir;
         let is_known = identity::check(dir, &config.gateway.id)?;
         // The store comes next: it makes the directory and locks it against a second agent.
-        let store = SledStore::open(dir, SledOptions::for_epoch_bytes(config.log.epoch_bytes))?;
+        let options = SledOptions {
+            reserve_bytes: config.log.reserve_bytes,
+            ..SledOptions::for_epoch_bytes(config.log.epoch_bytes)
+        };
+        let store = SledStore::open(dir, options)?;
         if !is_known && let Err(error) = identity::write(dir, &config.gateway.id) {
             warn!(dir = %dir.display(), %error, "cannot note whose data directory it is; trying again at the next start");
         }

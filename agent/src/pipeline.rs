@@ -74,6 +74,7 @@ pub async fn run(
     let commit_metrics = CommitMetrics::register(&mut registry);
     let log_metrics = LogMetrics::register(&mut registry);
     let replicate_metrics = ReplicateMetrics::register(&mut registry);
+    let guard = config.telemetry.token.clone().map(|token| http::Guard::register(token, &mut registry));
     let clock_metrics = ClockMetrics::register(&mut registry);
 
     // The sources' way in: one queue bounded in bytes, one watch per source for what became durable.
@@ -97,6 +98,7 @@ pub async fn run(
     let limit_bytes = config.log.limit_bytes.or_else(|| Some(capacity_bytes(&config.log.dir)? / 2));
     let options = LogOptions {
         limit_bytes: limit_bytes.unwrap_or(u64::MAX),
+        reserve_bytes: config.log.reserve_bytes,
         compression: config.log.compression,
         retention: config.log.retention,
         policies: config.streams.iter().map(|(name, stream)| (name.clone(), stream.policy)).collect(),
@@ -206,11 +208,14 @@ pub async fn run(
                 commits: commit_metrics.commits(),
                 failures: commit_metrics.failures(),
                 failing: commit_metrics.failing(),
+                waiting: commit_metrics.waiting(),
+                last_error: commit_metrics.last_error(),
             };
             let log = LogReport {
                 epochs: log_metrics.epochs(),
                 size_bytes: log_metrics.size_bytes(),
                 limit_bytes,
+                reserve_bytes: config.log.reserve_bytes,
                 free_bytes: free_bytes(&config.log.dir),
             };
             let state = replicate_health.snapshot();
@@ -236,7 +241,7 @@ pub async fn run(
         })
     };
     if let Some(listen) = config.telemetry.listen {
-        let router = http::router(Arc::new(registry), health.clone());
+        let router = http::router(Arc::new(registry), health.clone(), guard);
         tokio::spawn(http::serve(listen, router, stopping.clone()));
     }
     let log = log_client.clone();

@@ -16,9 +16,10 @@ use crate::{PATIENCE, binary, ports, wait_until};
 /// One gateway: configuration, log and, while it runs, the process.
 pub struct Agent {
     name: String,
-    directory: TempDir,
     telemetry_port: u16,
+    /// Before the directory, in which its log is: the first is dropped first.
     process: Option<Process>,
+    directory: TempDir,
 }
 
 impl Agent {
@@ -29,9 +30,12 @@ impl Agent {
         let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
         let telemetry_port = ports::free();
         let mut servers = String::new();
+        let mut nodes = 0;
         for server in bootstrap_servers.split(',') {
             write!(servers, "\"{server}\", ").expect("a string takes all");
+            nodes += 1;
         }
+        let (replicas, in_sync) = if nodes < 3 { (1, 1) } else { (3, 2) };
         let configuration = format!(
             "\
 [gateway]
@@ -41,8 +45,8 @@ environment = \"{name}\"
 dir = \"{}\"
 [replicate]
 bootstrap_servers = [{servers}]
-replication_factor = 3
-min_insync_replicas = 2
+replication_factor = {replicas}
+min_insync_replicas = {in_sync}
 [telemetry]
 listen = \"127.0.0.1:{telemetry_port}\"
 {sections}",
@@ -152,6 +156,48 @@ listen = \"127.0.0.1:{telemetry_port}\"
         (!values.is_empty()).then(|| values.iter().sum())
     }
 
+    /// What it answers to `GET path`.
+    #[track_caller]
+    pub fn page(&self, path: &str) -> String {
+        get(self.telemetry_port, path).expect("it runs")
+    }
+
+    /// Where it answers.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.telemetry_port)
+    }
+
+    /// Status and body of what it answers to `GET path` with further lines in its head, each with its end.
+    #[track_caller]
+    pub fn answer(&self, path: &str, lines: &str) -> (u16, String) {
+        request(self.telemetry_port, path, lines).expect("it runs")
+    }
+
+    /// Waits until `/healthz` has `words`.
+    #[track_caller]
+    pub fn wait_health(&self, words: &str) {
+        wait_until(PATIENCE, &format!("`{words}` in /healthz"), || {
+            self.page("/healthz").contains(words).then_some(())
+        });
+    }
+
+    /// Everything that it has printed since it was first started.
+    pub fn output(&self) -> String {
+        self.process.as_ref().map_or_else(String::new, |process| process.stdout() + &process.log())
+    }
+
+    /// What `wayside` prints with `arguments`, on both outputs; `CONFIG` stands for the agent's configuration.
+    pub fn command_output(&self, arguments: &[&str]) -> String {
+        let config = self.directory.path().join("wayside.toml");
+        let arguments = arguments.iter().map(|argument| match *argument {
+            "CONFIG" => config.as_os_str(),
+            other => other.as_ref(),
+        });
+        let output = std::process::Command::new(binary("wayside")).args(arguments).output();
+        let output = output.expect("our own binary can be run");
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
+    }
+
     #[track_caller]
     fn run(&mut self, command: std::process::Command) {
         assert!(self.process.is_none(), "the agent runs already");
@@ -223,11 +269,15 @@ fn program() -> PathBuf {
 
 /// The body of `http://127.0.0.1:port/path`, whatever the status; `None` when nobody answers.
 fn get(port: u16, path: &str) -> Option<String> {
+    request(port, path, "").map(|(_, body)| body)
+}
+
+fn request(port: u16, path: &str, lines: &str) -> Option<(u16, String)> {
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(connection, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    write!(connection, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{lines}\r\n").ok()?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer).ok()?;
-    let (_, body) = answer.split_once("\r\n\r\n")?;
-    Some(body.to_owned())
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }

@@ -4,6 +4,7 @@
 //! or kill nodes. Tests keep apart by the environment in their topics' names.
 
 mod reader;
+mod secure;
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -17,6 +18,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 pub use reader::{Reader, Record};
+pub use secure::SecureKafka;
 
 use crate::process::{self, Process, Signal};
 use crate::{PATIENCE, ports, root, wait_until};
@@ -165,7 +167,8 @@ impl Cluster {
 
     /// Creates `topic` as the agent would: on all three nodes, two of them needed for a write.
     pub fn create_topic(&self, topic: &str, partitions: i32) {
-        let admin: AdminClient<_> = self.client_config().create().expect("an admin client can be made");
+        let admin: AdminClient<_> =
+            client_config(&self.bootstrap_servers()).create().expect("an admin client can be made");
         let replicas = TopicReplication::Fixed(3);
         let new_topic = NewTopic::new(topic, partitions, replicas).set("min.insync.replicas", "2");
         let answer = block_on(admin.create_topics([&new_topic], &AdminOptions::new()));
@@ -193,16 +196,7 @@ impl Cluster {
     /// When the tool fails or has not ended within [`PATIENCE`].
     #[track_caller]
     pub fn tool(&self, tool: &str, arguments: &[&str], input: &str) -> String {
-        let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
-        let stdin = directory.path().join("in");
-        std::fs::write(&stdin, input).expect("the temporary directory is writable");
-        let mut command = kafka(tool);
-        command.args(["--bootstrap-server", &self.bootstrap_servers()]).args(arguments);
-        command.stdin(File::open(&stdin).expect("written above"));
-        let mut process = Process::start(tool, command, &directory.path().join("tool.log"));
-        let status = process.wait(PATIENCE);
-        assert!(status.success(), "{tool} {arguments:?}: {status}\n{}", process.log_tail());
-        process.stdout()
+        run_tool(&self.bootstrap_servers(), tool, arguments, input)
     }
 
     fn node(&mut self, id: usize) -> &mut Node {
@@ -220,23 +214,42 @@ impl Cluster {
             && metadata.topics().iter().all(|topic| topic.partitions().iter().all(in_sync))
     }
 
-    fn client_config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.bootstrap_servers()).set("reconnect.backoff.max.ms", "500");
-        // Refused connections while nodes start are what the tests are about.
-        config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
-        config
-    }
-
     fn consumer(&self) -> BaseConsumer {
-        self.client_config()
-            .set("group.id", "wayside-tests")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("isolation.level", "read_committed")
-            .create()
-            .expect("a consumer can be made")
+        consumer(&self.bootstrap_servers())
     }
+}
+
+fn client_config(bootstrap_servers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap_servers).set("reconnect.backoff.max.ms", "500");
+    // Refused connections while nodes start are what the tests are about.
+    config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+    config
+}
+
+fn consumer(bootstrap_servers: &str) -> BaseConsumer {
+    client_config(bootstrap_servers)
+        .set("group.id", "wayside-tests")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .create()
+        .expect("a consumer can be made")
+}
+
+/// See [`Cluster::tool`].
+#[track_caller]
+fn run_tool(bootstrap_servers: &str, tool: &str, arguments: &[&str], input: &str) -> String {
+    let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
+    let stdin = directory.path().join("in");
+    std::fs::write(&stdin, input).expect("the temporary directory is writable");
+    let mut command = kafka(tool);
+    command.args(["--bootstrap-server", bootstrap_servers]).args(arguments);
+    command.stdin(File::open(&stdin).expect("written above"));
+    let mut process = Process::start(tool, command, &directory.path().join("tool.log"));
+    let status = process.wait(PATIENCE);
+    assert!(status.success(), "{tool} {arguments:?}: {status}\n{}", process.log_tail());
+    process.stdout()
 }
 
 impl Node {

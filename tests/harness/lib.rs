@@ -7,13 +7,16 @@
 #![allow(clippy::disallowed_methods, reason = "the system tests run on the machine's own clock")]
 
 pub mod agent;
+pub mod certificates;
 pub mod chk;
+pub mod disk;
 pub mod kafka;
 pub mod mosquitto;
 pub mod mqtt;
 pub mod ports;
 pub mod process;
 pub mod pty;
+pub mod service;
 pub mod sim;
 pub mod strace;
 

@@ -10,18 +10,25 @@ use crate::{PATIENCE, ports, wait_until};
 /// A broker on a port of its own, which it keeps over restarts.
 pub struct Mosquitto {
     port: u16,
-    directory: TempDir,
+    /// Before the directory, in which its log is: the first is dropped first.
     process: Process,
+    directory: TempDir,
 }
 
 impl Mosquitto {
     /// Starts a broker that queues without bound for sessions that are away, and keeps them over a restart.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// As [`start`](Self::start), with further lines of configuration: those of another listener.
+    pub fn start_with(lines: &str) -> Self {
         let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
         let port = ports::free();
         // `user root`: started by root it would else give up the right to read its own configuration here.
         let configuration = format!(
             "\
+per_listener_settings true
 listener {port} 127.0.0.1
 allow_anonymous true
 user root
@@ -34,6 +41,7 @@ log_type error
 log_type warning
 log_type notice
 log_type subscribe
+{lines}
 ",
             directory.path().display()
         );

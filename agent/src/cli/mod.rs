@@ -16,6 +16,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use rustix::fs::Mode;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -69,8 +70,9 @@ enum Command {
         command: ConfigCommand,
     },
     /// Asks the running agent over its HTTP endpoint how it is. Exits as a Nagios plugin: 0 ok, 1 warning (a source is
-    /// down, a topic waits for an operator, more waits for Kafka than the limits say), 2 critical (commits fail, so
-    /// nothing is stored), 3 unknown (the agent does not answer).
+    /// down, a topic waits for an operator, more waits for Kafka than the limits say, or so much that the log is full and
+    /// sources wait), 2 critical (the disk fails or is full of other files, so nothing is stored), 3 unknown (the agent
+    /// does not answer).
     Status(status::StatusArgs),
     /// Looks into the local log: safe while the agent runs, and on a directory copied from another machine.
     Log {
@@ -107,6 +109,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(help.exit_code()).unwrap_or(EXIT_CONFIG));
         }
     };
+    // What devices say about people is nobody's but the agent's: files 0600, directories 0700, whichever command makes them.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let done = match cli.command {
         Command::Run { config } => load(&config).map(|checked| run(config, checked)),
         Command::Check { config, connect, json } => load(&config).map(|checked| {

@@ -1,4 +1,5 @@
-//! SIGHUP: the configuration is read again, and what can change while the agent runs changes.
+//! SIGHUP: the configuration is read again, and what can change while the agent runs changes. Secrets and certificates need
+//! no signal: they are read for each connection.
 
 use std::path::PathBuf;
 

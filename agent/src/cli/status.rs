@@ -16,9 +16,10 @@ use clap::Args;
 use indicatif::{HumanBytes, HumanDuration};
 
 use crate::{
-    config::check,
+    config::{Telemetry, check},
     env::{Clock, SystemClock},
-    telemetry::health::HealthReport,
+    secret::{self, Secret, SecretRef},
+    telemetry::{health::HealthReport, http::load_token},
 };
 
 /// Longest wait for the whole answer.
@@ -29,12 +30,15 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Configuration file of the agent, for telemetry.listen.
+    /// Configuration file of the agent, for telemetry.listen and telemetry.token.
     #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
     config: PathBuf,
     /// Where the agent is instead: http://HOST:PORT.
     #[arg(long, conflicts_with = "config")]
     url: Option<String>,
+    /// Where the agent's token is, for --url or another than in the configuration: file:PATH, env:NAME or credential:NAME.
+    #[arg(long, value_name = "PLACE")]
+    token: Option<String>,
     /// One JSON object instead of the table: what /healthz answers.
     #[arg(long)]
     json: bool,
@@ -91,20 +95,24 @@ pub(super) fn print(args: &StatusArgs) -> ExitCode {
 }
 
 fn ask(args: &StatusArgs) -> anyhow::Result<HealthReport> {
-    let address = match &args.url {
-        Some(url) => address(url)?,
+    let (address, mut place) = match &args.url {
+        Some(url) => (address(url)?, None),
         None => {
             let checked = check::load(&args.config).with_context(|| args.config.display().to_string())?;
-            let listen = checked
-                .config
-                .telemetry
-                .listen
-                .context("the agent has no HTTP endpoint (telemetry.listen is empty)")?;
-            reachable(listen)
+            let Telemetry { listen, token, .. } = checked.config.telemetry;
+            let listen = listen.context("the agent has no HTTP endpoint (telemetry.listen is empty)")?;
+            (reachable(listen), token)
         }
     };
+    if let Some(text) = &args.token {
+        // Not shown: it may be the token itself, by mistake.
+        place =
+            Some(SecretRef::parse("--token", text).with_context(|| format!("--token {}", secret::FORMS))?);
+    }
+    let token = place.as_ref().map(load_token).transpose()?;
     let clock = SystemClock::new();
-    let body = get(address, &clock).with_context(|| format!("the agent does not answer at {address}"))?;
+    let body = get(address, token.as_ref(), &clock)
+        .with_context(|| format!("the agent does not answer at {address}"))?;
     serde_json::from_slice(&body)
         .with_context(|| format!("what answers at {address} is no agent of this version"))
 }
@@ -129,11 +137,14 @@ fn reachable(mut listen: SocketAddr) -> SocketAddr {
 }
 
 /// The body of `/healthz`. HTTP/1.0, so that the answer is not chunked and ends with the connection.
-fn get(address: SocketAddr, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
+fn get(address: SocketAddr, token: Option<&Secret>, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
     let deadline = clock.monotonic() + TIMEOUT;
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("GET /healthz HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let authorization = token.map(|token| format!("Authorization: Bearer {}\r\n", token.expose()));
+    let authorization = authorization.unwrap_or_default();
+    let request = format!("GET /healthz HTTP/1.0\r\nHost: {address}\r\n{authorization}\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
     loop {
@@ -154,6 +165,8 @@ fn get(address: SocketAddr, clock: &dyn Clock) -> anyhow::Result<Vec<u8>> {
     // 503 says that commits fail, in the same words.
     match head.split_whitespace().nth(1) {
         Some("200" | "503") => Ok(answer.split_off(end + 4)),
+        Some("401") if token.is_some() => bail!("it wants another token (telemetry.token)"),
+        Some("401") => bail!("it wants a token (telemetry.token); --token says where it is"),
         _ => bail!("it answers {:?}", head.lines().next().unwrap_or_default()),
     }
 }
@@ -164,6 +177,14 @@ fn judge(args: &StatusArgs, report: &HealthReport) -> (Severity, Vec<String>) {
     let mut found = Vec::new();
     if report.commit.failing {
         found.push((Severity::Critical, "commits fail: nothing is stored or acknowledged".to_owned()));
+    }
+    let lacks_space = report.log.free_bytes.is_some_and(|free_bytes| free_bytes < report.log.reserve_bytes);
+    if report.commit.waiting && lacks_space && report.replicate.backlog_records == 0 {
+        // Kafka has all of the log, and that has made no room.
+        let reason = "the disk is full of other files than the log's: nothing is stored or acknowledged";
+        found.push((Severity::Critical, reason.to_owned()));
+    } else if report.commit.waiting {
+        found.push((Severity::Warning, "the log is full: sources wait for Kafka".to_owned()));
     }
     for source in &report.sources {
         if !source.connected {
@@ -210,11 +231,21 @@ fn write_table(
         let state = if source.connected { "up" } else { "down" };
         writeln!(out, "source     {}  {state}{}", source.name, error(source.last_error.as_deref()))?;
     }
-    let state = if commit.failing { "failing" } else { "works" };
-    writeln!(out, "commit     {state}  {} commits, {} failed tries", commit.commits, commit.failures)?;
+    let state = match (commit.failing, commit.waiting) {
+        (true, _) => "failing",
+        (false, true) => "waits for room",
+        (false, false) => "works",
+    };
+    let (commits, failures) = (commit.commits, commit.failures);
+    let last_error = error(commit.last_error.as_deref());
+    writeln!(out, "commit     {state}  {commits} commits, {failures} failed tries{last_error}")?;
     let bytes = |bytes: Option<u64>| bytes.map_or("unknown".into(), |bytes| HumanBytes(bytes).to_string());
     let (size, limit, free) = (HumanBytes(log.size_bytes), bytes(log.limit_bytes), bytes(log.free_bytes));
-    writeln!(out, "log        {size} of {limit} in {} epochs, {free} free on the disk", log.epochs)?;
+    let (epochs, reserve) = (log.epochs, HumanBytes(log.reserve_bytes));
+    writeln!(
+        out,
+        "log        {size} of {limit} in {epochs} epochs, {free} free on the disk, {reserve} of it to stay free"
+    )?;
     let backlog = HumanBytes(replicate.backlog_bytes);
     writeln!(
         out,
@@ -251,6 +282,7 @@ mod tests {
         StatusArgs {
             config: PathBuf::new(),
             url: Some(url),
+            token: None,
             json: false,
             warn_backlog_records: 100,
             warn_backlog_age_seconds: 60,
@@ -290,6 +322,7 @@ mod tests {
     fn what_is_no_agent_is_unknown_and_says_why() {
         let cases = [
             (http("404 Not Found", ""), "404"),
+            (http("401 Unauthorized", ""), "it wants a token"),
             (http("200 OK", "{}"), "no agent of this version"),
             (b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(), "no HTTP"),
             (vec![b'x'; ANSWER_BYTES_MAX + 1024 * 1024], "more than"),
@@ -302,6 +335,27 @@ mod tests {
         assert!(ask(&args(format!("http://{nobody}"))).is_err());
         assert!(ask(&args("https://localhost:1".into())).is_err());
         assert_eq!(Severity::Unknown as u8, 3);
+    }
+
+    #[test]
+    fn the_token_is_sent_and_not_shown() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"hunter2\n").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let count = stream.read(&mut request).unwrap();
+            stream.write_all(&http("401 Unauthorized", "")).unwrap();
+            String::from_utf8_lossy(&request[..count]).into_owned()
+        });
+        let with = |token: &str| StatusArgs { token: Some(token.into()), ..args(url.clone()) };
+        let failure = format!("{:#}", ask(&with("hunter2")).unwrap_err());
+        assert!(failure.contains("must be file:PATH") && !failure.contains("hunter2"), "{failure}");
+        let failure = format!("{:#}", ask(&with(&format!("file:{}", file.path().display()))).unwrap_err());
+        assert!(failure.contains("wants another token") && !failure.contains("hunter2"), "{failure}");
+        assert!(server.join().unwrap().contains("\r\nAuthorization: Bearer hunter2\r\n"));
     }
 
     #[test]
@@ -334,6 +388,22 @@ mod tests {
         };
         check(&waits, Severity::Warning, "prod.vehicle  has 3 partitions");
         check(&|report| report.commit.failing = true, Severity::Critical, "CRITICAL: commits fail");
+        let at_its_bound = |report: &mut HealthReport| {
+            report.commit.waiting = true;
+            report.commit.last_error = Some("the log has 9 bytes".into());
+            report.replicate.backlog_records = 1;
+        };
+        check(&at_its_bound, Severity::Warning, "WARNING: the log is full: sources wait for Kafka");
+        check(
+            &at_its_bound,
+            Severity::Warning,
+            "waits for room  1 commits, 0 failed tries  last error: the log has 9",
+        );
+        let full_of_others = |report: &mut HealthReport| {
+            report.commit.waiting = true;
+            report.log.free_bytes = Some(report.log.reserve_bytes - 1);
+        };
+        check(&full_of_others, Severity::Critical, "CRITICAL: the disk is full of other files");
         let drops = |report: &mut HealthReport| {
             let (stage, name, reason) = ("source".into(), "broker".into(), "too_large".into());
             report.dropped.push(DropReport { stage, name, reason, records: 7 });

@@ -181,8 +181,8 @@ pub(crate) async fn drive(
                 }
                 Some(IntakeEvent::Urge) => commit.urge(),
                 None => {
-                    // Nobody is left to hasten it, and nothing more will come.
-                    give_up_at = Some(now + LAST_COMMIT_TIMEOUT);
+                    // Nobody is left to hasten it, and nothing more will come. From this moment: it may have come late.
+                    give_up_at = Some(clock.monotonic() + LAST_COMMIT_TIMEOUT);
                     commit.urge();
                 }
             },

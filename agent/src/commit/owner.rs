@@ -1,10 +1,11 @@
 //! The one thread that touches the log. Everybody else asks it through a [`LogClient`].
 //!
-//! At its limit the log drops what its streams' policies let go (see [`crate::log`]'s compaction), or takes of what comes
+//! At a bound the log drops what its streams' policies let go (see [`crate::log`]'s compaction), or takes of what comes
 //! word alone: a gap record in the place of each device's records.
 //!
-//! A commit that fails (full or failing disk) stays in memory and is tried again with growing delays; meanwhile nothing
-//! is acknowledged, the intake's bound stops the sources, and reads and trims go on, so that space can come free.
+//! A commit that fails (failing disk) or has no room (full disk, `log.limit_bytes`) stays in memory and is tried again;
+//! meanwhile nothing is acknowledged, the intake's bound stops the sources, and reads and trims go on, so that space can
+//! come free.
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +17,12 @@ use std::{
 };
 
 use tokio::sync::{oneshot, watch};
-use tracing::{debug, error};
+use tracing::{debug, error, info, warn};
 
-use super::{PendingCommit, metrics::CommitMetrics};
+use super::{
+    PendingCommit,
+    metrics::{CommitMetrics, with_causes},
+};
 use crate::{
     batch::{Batch, Batcher},
     config::{GAPS_STREAM, Policy},
@@ -37,6 +41,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Shortest time between two commits while what comes is dropped: each tells of it with a few bytes of a full log.
 const DROP_WINDOW: Duration = Duration::from_secs(1);
+/// Time between two looks at whether there is room: a look costs one system call, and devices wait.
+const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the owner is asked.
 enum Request {
@@ -115,6 +121,8 @@ pub(crate) struct Owner {
     held: Held,
     /// When a commit may be made in which something was dropped.
     next_drop: Monotonic,
+    /// Why the last trim failed, as it was told.
+    trim_trouble: Option<String>,
     metrics: CommitMetrics,
     log_metrics: LogMetrics,
 }
@@ -159,6 +167,7 @@ impl Owner {
             acknowledgers,
             feed: Some(feed),
             unfinished: None,
+            trim_trouble: None,
             gap_maker,
             held,
             next_drop,
@@ -189,7 +198,7 @@ impl Owner {
             }
             Request::Read(from, limit_bytes, answer) => {
                 let outcome = self.log.read(from, limit_bytes).map_err(|cause| {
-                    error!(from = from.0, %cause, "cannot read the log");
+                    error!(from = from.0, cause = with_causes(&cause), "cannot read the log");
                     LogUnavailable
                 });
                 if let Ok(outcome) = &outcome {
@@ -199,18 +208,20 @@ impl Owner {
                 let _ = answer.send(outcome);
             }
             Request::Trim(acknowledged) => {
-                match self.log.trim(acknowledged, now) {
-                    Ok(0) => {}
+                let trimmed = self.log.trim(acknowledged, now);
+                if trimmed.as_ref().is_ok_and(|epochs| *epochs > 0)
+                    && let Some(unfinished) = &mut self.unfinished
+                {
                     // What waited for room may have it now.
-                    Ok(_) => {
-                        if let Some(unfinished) = &mut self.unfinished {
-                            unfinished.retry_at = now;
-                        }
-                    }
-                    Err(cause) => {
-                        error!(acknowledged = acknowledged.0, %cause, "cannot delete old epochs; trying again at the next trim");
-                    }
+                    unfinished.retry_at = now;
                 }
+                let trouble = trimmed.err().map(|cause| with_causes(&cause));
+                if let Some(cause) = &trouble
+                    && trouble != self.trim_trouble
+                {
+                    error!(cause, "cannot delete old epochs; trying again at each trim");
+                }
+                self.trim_trouble = trouble;
             }
             Request::CloseFeed => self.feed = None,
             Request::Answer(answer) => {
@@ -281,18 +292,32 @@ impl Owner {
         let started = clock.monotonic();
         let synced = self.sync();
         let ended = clock.monotonic();
-        self.log_metrics.observe_sync(ended.since(started));
+        if !synced.as_ref().is_err_and(LogError::is_bound) {
+            self.log_metrics.observe_sync(ended.since(started));
+        }
         match synced {
             Ok(committed) => {
+                if let Some(after) = self.metrics.last_error() {
+                    info!(after, "commits go on");
+                }
                 self.metrics.committed(ended.since(unfinished.pending.oldest));
                 self.finish(unfinished, committed);
             }
             Err(cause) => {
-                self.metrics.failed();
-                error!(%cause, retry_in_ms = unfinished.delay.as_millis(), "cannot commit; nothing is acknowledged meanwhile");
+                let news = self.metrics.failed(&cause);
                 // From the end: a sync that hangs must leave time for the reads that drain the log.
-                unfinished.retry_at = ended + unfinished.delay;
-                unfinished.delay = (unfinished.delay * 2).min(RETRY_MAX);
+                if cause.is_bound() {
+                    if let Some(cause) = news {
+                        warn!(cause, "the log is full; nothing is acknowledged until there is room");
+                    }
+                    unfinished.retry_at = ended + ROOM_INTERVAL;
+                } else {
+                    if let Some(cause) = news {
+                        error!(cause, "cannot commit; nothing is acknowledged until it can");
+                    }
+                    unfinished.retry_at = ended + unfinished.delay;
+                    unfinished.delay = (unfinished.delay * 2).min(RETRY_MAX);
+                }
                 self.unfinished = Some(unfinished);
             }
         }
@@ -367,7 +392,13 @@ mod tests {
     use crate::{
         batch::Batch,
         env::SystemClock,
-        log::{LogOptions, store::simulated::SimulatedDisk},
+        log::{
+            LogOptions,
+            store::{
+                StoreError,
+                simulated::{Fault, SimulatedDisk},
+            },
+        },
         record::{ContentType, DeviceId, PartitionId, Received, Record, StreamName},
     };
 
@@ -392,18 +423,25 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_owner_answers_while_the_disk_is_full_and_not_while_it_hangs() {
-        let disk = SimulatedDisk::new();
+    /// An owner on a thread, with the figures of its commits.
+    fn start(disk: &SimulatedDisk, options: LogOptions) -> (LogClient, JoinHandle<()>, CommitMetrics) {
         let mut registry = Registry::default();
         let log_metrics = LogMetrics::register(&mut registry);
         let metrics = CommitMetrics::register(&mut registry);
-        let (log, _) = Log::open(Box::new(disk.open()), LogOptions::default(), log_metrics.clone()).unwrap();
-        let (feed, _fresh) = mpsc::sync_channel(1);
+        let (log, _) = Log::open(Box::new(disk.open()), options, log_metrics.clone()).unwrap();
+        // Nobody reads the feed: the replicator would find the groups in the log.
+        let (feed, _) = mpsc::sync_channel(1);
         let gap_maker = GapMaker { environment: "test".into(), partitions: NonZeroU16::MIN };
         let held = Held::default();
         let owner = Owner::new(log, BTreeMap::new(), feed, gap_maker, held, metrics.clone(), log_metrics);
         let (client, thread) = spawn(owner, Arc::new(SystemClock::new())).unwrap();
+        (client, thread, metrics)
+    }
+
+    #[test]
+    fn the_owner_answers_while_the_disk_is_full_and_not_while_it_hangs() {
+        let disk = SimulatedDisk::new();
+        let (client, thread, metrics) = start(&disk, LogOptions::default());
 
         disk.set_capacity_bytes(Some(0));
         let done = client.commit(pending());
@@ -522,5 +560,53 @@ mod tests {
         assert!(dropped > 0);
         assert_eq!(records.len() as u64 + dropped, before as u64 + 3);
         assert!(records.iter().all(|(stream, _)| stream == "s"));
+    }
+
+    #[test]
+    fn a_log_at_its_bound_waits_and_a_disk_that_fails_fails() {
+        let disk = SimulatedDisk::new();
+        let (client, thread, metrics) =
+            start(&disk, LogOptions { reserve_bytes: 1000, ..LogOptions::default() });
+
+        disk.set_capacity_bytes(Some(999));
+        let mut done = client.commit(pending());
+        client.answer().blocking_recv().expect("no hang");
+        assert!(metrics.waiting() && !metrics.failing());
+        assert_eq!(metrics.failures(), 0, "nothing was tried");
+        assert!(metrics.last_error().is_some_and(|cause| cause.contains("log.reserve_bytes")));
+        assert!(done.try_recv().is_err(), "acknowledged without room");
+        disk.set_capacity_bytes(Some(1 << 20));
+        done.blocking_recv().expect("there is room");
+        assert!(!metrics.waiting() && metrics.last_error().is_none());
+
+        // The first try and its repetition in a new epoch.
+        disk.fail_always(Some(Fault::Io));
+        let mut done = client.commit(pending());
+        client.answer().blocking_recv().expect("no hang");
+        assert!(metrics.failing() && !metrics.waiting());
+        assert_eq!(metrics.failures(), 1);
+        assert!(done.try_recv().is_err(), "acknowledged by a disk that fails");
+        disk.fail_always(None);
+        done.blocking_recv().expect("tried again");
+        assert!(!metrics.failing() && metrics.last_error().is_none());
+        client.stop();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_trouble_that_stays_is_told_once() {
+        let mut registry = Registry::default();
+        let metrics = CommitMetrics::register(&mut registry);
+        let reserve = |free_bytes| LogError::Reserve { free_bytes, reserve_bytes: 9 };
+        let io = |action: &str| {
+            LogError::Store(StoreError::Io { action: action.into(), source: io::Error::other("EIO") })
+        };
+        assert!(metrics.failed(&reserve(1)).is_some());
+        assert_eq!(metrics.failed(&reserve(2)), None, "still full");
+        assert_eq!(metrics.failed(&io("write")).as_deref(), Some("the log's store failed: write: EIO"));
+        assert_eq!(metrics.failed(&io("write")), None);
+        assert!(metrics.failed(&reserve(2)).is_some());
+        metrics.committed(Duration::ZERO);
+        assert!(metrics.failed(&reserve(2)).is_some(), "again");
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     log::Retention,
     record::{DeviceId, StreamName},
+    secret::{FileRef, SecretRef},
 };
 
 /// Stream of frames that did not decode.
@@ -103,6 +104,10 @@ pub struct MqttSource {
     pub name: String,
     /// Brokers, tried in turn; at least one.
     pub brokers: Vec<Broker>,
+    /// Who we are to the brokers.
+    pub login: Option<Login>,
+    /// For the brokers with TLS.
+    pub tls: MqttTls,
     /// Version of the protocol.
     pub version: MqttVersion,
     /// Client id of the persistent session.
@@ -130,6 +135,37 @@ pub struct Broker {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Whether the connection is encrypted and the broker's certificate checked.
+    pub tls: bool,
+}
+
+/// User name and password.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Login {
+    /// The user name.
+    pub user: String,
+    /// Where the password is.
+    pub password: Option<SecretRef>,
+}
+
+/// How a broker is known, and how it knows us.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MqttTls {
+    /// PEM file of the CAs; `None` is the system's bundle.
+    pub ca_file: Option<FileRef>,
+    /// What we show to the broker.
+    pub client: Option<ClientCertificate>,
+    /// Name that the broker's certificate must have, where it is not the host's.
+    pub server_name: Option<String>,
+}
+
+/// A certificate of our own, with its private key. Both PEM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientCertificate {
+    /// Certificate and chain.
+    pub cert_file: FileRef,
+    /// The private key.
+    pub key: SecretRef,
 }
 
 /// Version of MQTT.
@@ -354,6 +390,8 @@ pub struct Log {
     pub dir: PathBuf,
     /// Most bytes on the disk; `None` is half of the file system.
     pub limit_bytes: Option<u64>,
+    /// Bytes that stay free on the file system.
+    pub reserve_bytes: u64,
     /// What is kept though Kafka has it.
     pub retention: Retention,
     /// Bytes of an epoch at which a new one is begun.
@@ -385,8 +423,68 @@ pub struct Replicate {
     pub cursor_interval: Duration,
     /// How long a shutdown waits for Kafka.
     pub shutdown_flush: Duration,
+    /// TLS, if it is on.
+    pub tls: Option<KafkaTls>,
+    /// Who we are to the brokers.
+    pub sasl: Option<Sasl>,
     /// Further properties of librdkafka.
     pub properties: BTreeMap<String, String>,
+}
+
+/// How brokers are known, and how they know us.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KafkaTls {
+    /// PEM file of the CAs; `None` is the system's bundle.
+    pub ca_file: Option<FileRef>,
+    /// What we show to the brokers.
+    pub client: Option<ClientCertificate>,
+}
+
+/// Who we are to the brokers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sasl {
+    /// User and password.
+    Password {
+        /// How they are sent.
+        mechanism: SaslMechanism,
+        /// The user name.
+        user: String,
+        /// Where the password is.
+        password: SecretRef,
+    },
+    /// A token.
+    OauthBearer(TokenSource),
+}
+
+/// How user and password are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// As they are.
+    Plain,
+    /// RFC 7677
+    ScramSha256,
+    /// As RFC 7677, with SHA-512.
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    /// As it is registered.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// Where a token comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenSource {
+    /// Somebody else renews it.
+    Secret(SecretRef),
+    /// A program, at least, and its arguments.
+    Command(Vec<String>),
 }
 
 /// Logs, metrics, health.
@@ -394,6 +492,8 @@ pub struct Replicate {
 pub struct Telemetry {
     /// Address of `/metrics` and `/healthz`.
     pub listen: Option<SocketAddr>,
+    /// Where the token is that a request must carry; always there if `listen` is not loopback.
+    pub token: Option<SecretRef>,
     /// Format of the log.
     pub log_format: LogFormat,
     /// Level or filter.

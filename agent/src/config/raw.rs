@@ -69,8 +69,12 @@ pub struct RawSources {
 pub struct RawMqttSource {
     /// Name of the source, in logs and metrics. Must be set, unique.
     pub name: String,
-    /// Brokers, `mqtt://host:port`, tried in turn. At least one.
+    /// Brokers, `mqtt://host:port` or with TLS `mqtts://host:port`, tried in turn. At least one.
     pub urls: Vec<String>,
+    /// User name; empty is none.
+    pub user: String,
+    /// Where its password is: `file:PATH`, `env:NAME` or `credential:NAME` (systemd); empty is none.
+    pub password: String,
     /// MQTT version: 5, or 3 for 3.1.1.
     #[schemars(extend("enum" = [3, 5]))]
     pub version: u8,
@@ -97,6 +101,8 @@ pub struct RawMqttSource {
     /// See `reconnect_min_ms`.
     #[schemars(range(min = 1, max = 3_600_000))]
     pub reconnect_max_ms: u64,
+    /// How brokers with `mqtts://` are known, and how they know us.
+    pub tls: RawMqttTls,
     /// What to subscribe to and what to make of it. At least one.
     pub route: Vec<RawRoute>,
 }
@@ -106,6 +112,8 @@ impl Default for RawMqttSource {
         Self {
             name: String::new(),
             urls: Vec::new(),
+            user: String::new(),
+            password: String::new(),
             version: 5,
             client_id: String::new(),
             qos: 1,
@@ -115,9 +123,24 @@ impl Default for RawMqttSource {
             max_packet_bytes: 256 * 1024,
             reconnect_min_ms: 250,
             reconnect_max_ms: 30_000,
+            tls: RawMqttTls::default(),
             route: Vec::new(),
         }
     }
+}
+
+/// `[source.mqtt.tls]`: TLS 1.2 or 1.3 to brokers with `mqtts://`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMqttTls {
+    /// PEM file of the CAs that may have signed the broker's certificate; empty is the system's bundle.
+    pub ca_file: String,
+    /// PEM file of our certificate, with its chain; empty is none.
+    pub cert_file: String,
+    /// Where its private key is, PEM: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub key: String,
+    /// Name that the broker's certificate must have; empty is the host of the URL.
+    pub server_name: String,
 }
 
 /// `[[source.mqtt.route]]`: one subscription and how its payloads decode. A message takes the first route that matches.
@@ -285,6 +308,9 @@ pub struct RawLog {
     /// the policies of streams let go. At least four times `epoch_bytes`, and where a stream is to drop what is old twice
     /// `replicate.in_flight_bytes` more, since that is spared; 0 is half of the file system.
     pub limit_bytes: u64,
+    /// Bytes that stay free on the file system, for others on it and to read what is in the log: with fewer sources wait. At
+    /// least twice `epoch_bytes` and 8 MiB; 0 is just that.
+    pub reserve_bytes: u64,
     /// Bytes of epochs that are kept for `wayside log replay` though Kafka has them, as long as nothing else needs the room.
     pub retain_bytes: u64,
     /// Longest time that they are kept, in ms; 0 is without end.
@@ -302,6 +328,7 @@ impl Default for RawLog {
         Self {
             dir: "/var/lib/wayside".into(),
             limit_bytes: 0,
+            reserve_bytes: 0,
             retain_bytes: 0,
             retain_ms: 0,
             epoch_bytes: 4 * 1024 * 1024,
@@ -341,6 +368,10 @@ pub struct RawReplicate {
     /// How long a shutdown waits for Kafka to acknowledge what is still in the log, in ms.
     #[schemars(range(min = 0, max = 600_000))]
     pub shutdown_flush_ms: u64,
+    /// TLS.
+    pub tls: RawKafkaTls,
+    /// Who we are to the brokers.
+    pub sasl: RawSasl,
     /// Further properties of librdkafka, for what has no key of its own.
     pub properties: std::collections::BTreeMap<String, String>,
 }
@@ -357,17 +388,72 @@ impl Default for RawReplicate {
             catch_up_bytes_per_second: 0,
             cursor_interval_ms: 5_000,
             shutdown_flush_ms: 10_000,
+            tls: RawKafkaTls::default(),
+            sasl: RawSasl::default(),
             properties: std::collections::BTreeMap::new(),
         }
     }
+}
+
+/// `[replicate.tls]`: TLS 1.2 or 1.3 to all brokers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawKafkaTls {
+    /// Whether connections are encrypted and the brokers' certificates checked.
+    pub enabled: bool,
+    /// PEM file of the CAs that may have signed the brokers' certificates; empty is the system's bundle.
+    pub ca_file: String,
+    /// PEM file of our certificate, with its chain; empty is none.
+    pub cert_file: String,
+    /// Where its private key is, PEM: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub key: String,
+}
+
+/// `[replicate.sasl]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["mechanism"]))]
+pub struct RawSasl {
+    /// How we prove who we are. Must be set; without the section there is no SASL.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<Mechanism>,
+    /// User name, but for `OAUTHBEARER`.
+    pub user: String,
+    /// Where its password is: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub password: String,
+    /// Where the token is, for `OAUTHBEARER`: as `password`.
+    pub token: String,
+    /// Or the program that prints it, with its arguments; it is run without a shell and has 10 s.
+    pub token_command: Vec<String>,
+}
+
+/// A mechanism of SASL, by its registered name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mechanism {
+    /// User and password as they are.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// User and a proof of the password (RFC 7677).
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// The same with SHA-512.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+    /// A token.
+    #[serde(rename = "OAUTHBEARER")]
+    OauthBearer,
 }
 
 /// `[telemetry]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTelemetry {
-    /// Address of `/metrics` and `/healthz`; empty switches them off.
+    /// Address of `/metrics` and `/healthz`; empty switches them off. One that is not loopback needs `token`.
     pub listen: String,
+    /// Where the token is that a request must carry (`Authorization: Bearer`): `file:PATH`, `env:NAME` or
+    /// `credential:NAME` (systemd); empty is none.
+    pub token: String,
     /// Format of the agent's own log.
     pub log_format: LogFormat,
     /// Level, or a filter like `info,wayside::replicate=debug`.
@@ -376,6 +462,11 @@ pub struct RawTelemetry {
 
 impl Default for RawTelemetry {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into(), log_format: LogFormat::Logfmt, log_level: "info".into() }
+        Self {
+            listen: "127.0.0.1:9464".into(),
+            token: String::new(),
+            log_format: LogFormat::Logfmt,
+            log_level: "info".into(),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     BatchGroup, CommitReceipt, Committed, EPOCH_ENTRIES_MAX, EntrySeq, GAP_PARTS, Log, LogBatch, LogError,
-    RECORD_BYTES_MAX,
+    LogOptions, RECORD_BYTES_MAX,
     checkpoint::{Checkpoint, NextOffsets},
     entry::{Entry, EntryKind, RAW_BYTES_MAX},
     group::{self, BATCH_BYTES_MAX, DIRECTORY_BYTES_MAX, RECORDS_PER_GROUP_MAX},
@@ -129,19 +129,22 @@ impl Log {
     /// epoch, once.
     ///
     /// # Errors
-    /// [`LogError`] when that failed too, or the log is full: nothing is lost, all of it stays in memory, and the caller tries again after a
-    /// delay. A later success hands out what became durable in between.
+    /// [`LogError`] when that failed too, or the log is at a bound: nothing is lost, all of it stays in memory, and the caller
+    /// tries again after a delay. A later success hands out what became durable in between.
     pub fn sync(&mut self) -> Result<Committed, LogError> {
-        let (size_bytes, mut limit_bytes) = (self.store.size_bytes(), self.options.limit_bytes);
         let mut batches = self.pending.iter().flat_map(|pending| &pending.batches);
-        if batches.all(|batch| batch.stream.as_str() == GAPS_STREAM) {
-            limit_bytes = limit_bytes.saturating_add(limit_bytes / GAP_PARTS);
+        let gaps_alone = batches.all(|batch| batch.stream.as_str() == GAPS_STREAM);
+        if !self.pending.is_empty()
+            && let Some(bound) = self.bound_met(gaps_alone)
+        {
+            return Err(bound);
         }
-        if size_bytes >= limit_bytes && !self.pending.is_empty() {
-            return Err(LogError::Full { size_bytes, limit_bytes });
-        }
+        let had_epoch = self.writing;
         if let Err(error) = self.write_pending() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "commit goes on in a new epoch");
+            // Without one this is the last failure again, which the caller has told.
+            if had_epoch {
+                tracing::warn!(error = &error as &dyn std::error::Error, "commit goes on in a new epoch");
+            }
             self.metrics.sync_failures.inc();
             self.writing = false;
             if let Err(error) = self.write_pending() {
@@ -153,6 +156,20 @@ impl Log {
         }
         self.update_gauges();
         Ok(Committed { receipt: CommitReceipt { _private: () }, groups: std::mem::take(&mut self.committed) })
+    }
+
+    /// The bound that keeps the log from growing, if one does. Gap records alone may go over it by one part of
+    /// [`GAP_PARTS`].
+    pub(super) fn bound_met(&self, gaps_alone: bool) -> Option<LogError> {
+        let share = |bytes: u64| if gaps_alone { bytes / GAP_PARTS } else { 0 };
+        let LogOptions { limit_bytes, reserve_bytes, .. } = self.options;
+        let (size_bytes, limit_bytes) =
+            (self.store.size_bytes(), limit_bytes.saturating_add(share(limit_bytes)));
+        if size_bytes >= limit_bytes {
+            return Some(LogError::Full { size_bytes, limit_bytes });
+        }
+        let (free_bytes, reserve_bytes) = (self.store.free_bytes()?, reserve_bytes - share(reserve_bytes));
+        (free_bytes < reserve_bytes).then_some(LogError::Reserve { free_bytes, reserve_bytes })
     }
 
     fn write_pending(&mut self) -> Result<(), StoreError> {

@@ -173,6 +173,9 @@ pub struct LogOptions {
     /// Bytes on the device beyond which nothing is written but gap records, which may take [`GAP_PARTS`] more. What is
     /// under way may go over it, by the entries of one sync.
     pub limit_bytes: u64,
+    /// Bytes that are to stay free on the device: with fewer nothing is written. As with `limit_bytes`, the entries of
+    /// one sync may go over it.
+    pub reserve_bytes: u64,
     /// What is kept though Kafka has it.
     pub retention: Retention,
     /// What may be dropped when the log is at its limit; [`Policy::Block`] for streams that are not named.
@@ -193,6 +196,7 @@ impl Default for LogOptions {
             compression: Compression::default(),
             group_bytes: 64 * 1024,
             limit_bytes: u64::MAX,
+            reserve_bytes: 0,
             retention: Retention::default(),
             policies: BTreeMap::new(),
             next_seq_min: EntrySeq(0),
@@ -216,12 +220,27 @@ pub enum LogError {
         /// The bound.
         limit_bytes: u64,
     },
+    /// Less than [`LogOptions::reserve_bytes`] is free: [`Log::trim`] helps, or whoever else fills the device.
+    #[error(
+        "{free_bytes} bytes are free where the log is, and {reserve_bytes} are to stay free (log.reserve_bytes)"
+    )]
+    Reserve {
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// The bound.
+        reserve_bytes: u64,
+    },
 }
 
 impl LogError {
+    /// Whether the log has met a bound of its own: nothing is wrong with the disk, and nothing was tried.
+    pub fn is_bound(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Reserve { .. })
+    }
+
     /// Whether room would help, which [`Log::compact`] and [`Log::trim`] may make.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Store(StoreError::NoSpace { .. }))
+        self.is_bound() || matches!(self, Self::Store(StoreError::NoSpace { .. }))
     }
 }
 
@@ -347,9 +366,9 @@ impl Log {
         }
     }
 
-    /// Whether [`LogOptions::limit_bytes`] is reached.
+    /// Whether a bound is met, [`LogOptions::limit_bytes`] or [`LogOptions::reserve_bytes`].
     pub fn is_full(&self) -> bool {
-        self.store.size_bytes() >= self.options.limit_bytes
+        self.bound_met(false).is_some()
     }
 
     /// The policy of a stream.

@@ -102,6 +102,7 @@ pub fn run(replicate: Replicate) -> Summary {
         keeper: CursorKeeper {
             file,
             durable: cursor.unwrap_or_default(),
+            failing: false,
             interval: CURSOR_INTERVAL_MIN.min(replicate.config.cursor_interval),
             interval_max: replicate.config.cursor_interval,
             due: now,
@@ -128,6 +129,8 @@ struct Driver {
 struct CursorKeeper {
     file: CursorFile,
     durable: Cursor,
+    /// The last write failed, which was told.
+    failing: bool,
     /// To the next write.
     interval: Duration,
     interval_max: Duration,
@@ -254,13 +257,16 @@ impl Driver {
             Err(error) => {
                 self.metrics.cursor_write_failures.inc();
                 self.metrics.error(format!("cursor: {error}"));
-                tracing::warn!(%error, "the cursor is not written; a restart would send some records again");
+                if !self.keeper.failing {
+                    tracing::warn!(%error, "the cursor is not written; a restart would send some records again");
+                }
             }
         }
         self.reader.trim(cursor.next);
+        self.keeper.failing = result.is_err();
+        self.keeper.interval = (self.keeper.interval * 2).min(self.keeper.interval_max);
         if result.is_ok() {
             self.keeper.durable = cursor;
-            self.keeper.interval = (self.keeper.interval * 2).min(self.keeper.interval_max);
         }
         result.is_ok()
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     num::NonZeroU16,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -12,51 +13,94 @@ use std::{
 
 use rdkafka::{
     ClientConfig, ClientContext,
+    client::OAuthToken,
     config::RDKafkaLogLevel,
     error::KafkaError,
-    message::{DeliveryResult, Header, OwnedHeaders},
+    message::{DeliveryResult, Header, Message as _, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode,
 };
 use serde::Deserialize;
 
 use super::{
-    cluster::{Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Refusal, Token},
-    properties,
-    topics::Topics,
+    access::{self, Access},
+    cluster::{
+        Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Refusal, Token,
+        TopicOutcome,
+    },
+    properties, token,
+    topics::{Topics, UNREACHABLE},
 };
-use crate::config::Replicate;
+use crate::{
+    config::{Replicate, Sasl, TokenSource},
+    env::{Clock as _, SystemClock},
+};
 
 /// librdkafka serves one event a poll; a poll of ours takes what is there, up to so many.
 const EVENTS_PER_POLL: usize = 64;
 
 /// An idempotent producer of librdkafka, polled by its owner.
 pub struct KafkaCluster {
+    settings: Replicate,
+    /// Without what [`Access`] adds.
     config: ClientConfig,
     gateway: String,
     producer: Option<BaseProducer<Reports>>,
+    /// What the producer was made with.
+    access: Option<Access>,
+    /// Why there was no first producer, until somebody is told.
+    no_producer: Option<String>,
     topics: Topics,
+    /// What keeps the producer from its brokers, as far as it says so.
+    trouble: Option<String>,
 }
 
 impl KafkaCluster {
-    /// Connects in the background; a cluster that is away is no error.
+    /// Connects in the background; a cluster that is away is no error, and neither is a secret or certificate that cannot be
+    /// read: the producer is made when it can.
     ///
     /// # Errors
     /// librdkafka's words about the configuration. The caller stops: it will not get better.
     pub fn new(config: &Replicate, gateway: &str) -> Result<Self, String> {
         let client_id = format!("wayside-{gateway}");
         let mut cluster = Self {
+            settings: config.clone(),
             config: properties::producer(config, &client_id),
             gateway: gateway.to_owned(),
             producer: None,
-            topics: Topics::new(
-                properties::admin(config, &client_id),
-                config.replication_factor,
-                config.min_insync_replicas,
-            ),
+            access: None,
+            no_producer: None,
+            topics: Topics::new(config.clone(), properties::admin(config, &client_id)),
+            trouble: None,
         };
-        cluster.restart()?;
+        cluster.config.create_native_config().map_err(|error| error.to_string())?;
+        match cluster.restart() {
+            Err(reason) if config.tls.is_none() && config.sasl.is_none() => return Err(reason),
+            started => cluster.no_producer = started.err(),
+        }
         Ok(cluster)
+    }
+
+    fn poll_producer(&mut self, timeout: Duration, events: &mut Vec<ClusterEvent>) {
+        let Some(producer) = &self.producer else {
+            events.extend(self.no_producer.take().map(ClusterEvent::Fatal));
+            return;
+        };
+        producer.poll(timeout);
+        let reports = producer.context();
+        for _ in 0..EVENTS_PER_POLL {
+            if !take(&reports.served) {
+                break;
+            }
+            events.append(&mut reports.lock());
+            producer.poll(Duration::ZERO);
+        }
+        if take(&reports.refused)
+            && self.access.as_ref().is_some_and(|access| access.is_outdated(&self.settings))
+        {
+            let reason = "refused; connecting with new secrets or certificates";
+            events.push(ClusterEvent::Fatal(reason.into()));
+        }
     }
 
     fn headers(&self, out: &Outgoing<'_>) -> OwnedHeaders {
@@ -112,17 +156,29 @@ impl Cluster for KafkaCluster {
     }
 
     fn poll(&mut self, timeout: Duration, events: &mut Vec<ClusterEvent>) {
+        let first = events.len();
         self.topics.poll(events);
-        let Some(producer) = &self.producer else { return };
-        producer.poll(timeout);
-        for _ in 0..EVENTS_PER_POLL {
-            let mut reports = producer.context().lock();
-            if reports.is_empty() {
-                return;
+        self.poll_producer(timeout, events);
+        for event in &mut events[first..] {
+            match event {
+                ClusterEvent::Trouble(reason) => {
+                    let hint = access::hint(reason);
+                    // Once per cause; librdkafka tries for ever.
+                    if hint.is_some() && hint != self.trouble.as_deref().and_then(access::hint) {
+                        tracing::error!(reason, "Kafka waits for an operator");
+                    }
+                    self.trouble = Some(reason.clone());
+                }
+                ClusterEvent::Delivered(_) => self.trouble = None,
+                ClusterEvent::Topic { outcome: TopicOutcome::Failed(reason), .. }
+                    if reason == UNREACHABLE =>
+                {
+                    if let Some(trouble) = &self.trouble {
+                        reason.clone_from(trouble);
+                    }
+                }
+                _ => {}
             }
-            events.append(&mut reports);
-            drop(reports);
-            producer.poll(Duration::ZERO);
         }
     }
 
@@ -133,8 +189,12 @@ impl Cluster for KafkaCluster {
     fn restart(&mut self) -> Result<(), String> {
         // The old one goes first, and with it the queue of its reports.
         self.producer = None;
-        let producer = self.config.create_with_context(Reports::default()).map_err(|e| e.to_string())?;
-        self.producer = Some(producer);
+        let access = Access::read(&self.settings).map_err(|error| error.to_string())?;
+        let reports = Reports { token: token_source(&self.settings).cloned(), ..Reports::default() };
+        let client = access.applied_to(&self.config);
+        self.producer = Some(client.create_with_context(reports).map_err(|error| client_error(&error))?);
+        self.access = Some(access);
+        self.trouble = None;
         Ok(())
     }
 }
@@ -143,20 +203,50 @@ fn fatal_reason(producer: &BaseProducer<Reports>) -> Option<String> {
     producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
 }
 
-/// Gathers what librdkafka calls back with.
+/// Why there is no client, without the value of a property, which librdkafka's binding adds.
+pub(super) fn client_error(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, reason, property, _) => format!("{property}: {reason}"),
+        other => other.to_string(),
+    }
+}
+
+/// Where tokens come from, if they are wanted.
+pub(super) fn token_source(config: &Replicate) -> Option<&TokenSource> {
+    match &config.sasl {
+        Some(Sasl::OauthBearer(source)) => Some(source),
+        _ => None,
+    }
+}
+
+/// Gathers what librdkafka calls back with, and gives it tokens.
 #[derive(Default)]
 pub(super) struct Reports {
     /// Filled and taken by the one thread that polls; librdkafka's trait wants it shareable, so the lock is never
     /// contended.
     events: Mutex<Vec<ClusterEvent>>,
+    /// Something was called back with; librdkafka does not say when its queue is empty.
+    served: AtomicBool,
+    /// A broker did not take what it was shown, or we did not take the broker's certificate.
+    refused: AtomicBool,
     /// The last statistics had a broker that throttles.
     throttled: AtomicBool,
+    token: Option<TokenSource>,
 }
 
 impl Reports {
     fn lock(&self) -> MutexGuard<'_, Vec<ClusterEvent>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn push(&self, event: ClusterEvent) {
+        self.served.store(true, Ordering::Relaxed);
+        self.lock().push(event);
+    }
+}
+
+fn take(flag: &AtomicBool) -> bool {
+    flag.swap(false, Ordering::Relaxed)
 }
 
 /// What is wanted of librdkafka's statistics.
@@ -187,7 +277,16 @@ fn throttle(statistics: &[u8]) -> serde_json::Result<Duration> {
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.served.store(true, Ordering::Relaxed);
+        let source = self.token.as_ref().ok_or("no token is configured")?;
+        Ok(token::get(source, SystemClock::new().wall().at)?)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.served.store(true, Ordering::Relaxed);
         LogContext.log(level, facility, line);
     }
 
@@ -196,7 +295,7 @@ impl ClientContext for Reports {
             Ok(time) => {
                 let throttled = !time.is_zero();
                 if self.throttled.swap(throttled, Ordering::Relaxed) || throttled {
-                    self.lock().push(ClusterEvent::Throttled(time));
+                    self.push(ClusterEvent::Throttled(time));
                 }
             }
             Err(error) => tracing::debug!(target: "librdkafka", %error, "statistics cannot be read"),
@@ -205,10 +304,14 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let event = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => ClusterEvent::Fatal(reason.to_owned()),
-            _ => ClusterEvent::Trouble(reason.to_owned()),
+            Some(RDKafkaErrorCode::Fatal) => ClusterEvent::Fatal(access::explain(reason)),
+            code => {
+                let refused = matches!(code, Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL));
+                self.refused.fetch_or(refused, Ordering::Relaxed);
+                ClusterEvent::Trouble(access::explain(reason))
+            }
         };
-        self.lock().push(event);
+        self.push(event);
     }
 }
 
@@ -218,13 +321,15 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, token: Token) {
         let event = match result {
             Ok(_) => ClusterEvent::Delivered(token),
-            Err((error, _)) => ClusterEvent::Failed { token, error: delivery_error(error) },
+            Err((error, record)) => {
+                ClusterEvent::Failed { token, error: delivery_error(error, record.topic()) }
+            }
         };
-        self.lock().push(event);
+        self.push(event);
     }
 }
 
-fn delivery_error(error: &KafkaError) -> DeliveryError {
+fn delivery_error(error: &KafkaError, topic: &str) -> DeliveryError {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
             DeliveryError::Refused(Refusal::Contents(DropReason::TooLarge))
@@ -238,9 +343,16 @@ fn delivery_error(error: &KafkaError) -> DeliveryError {
             | RDKafkaErrorCode::UnknownPartition
             | RDKafkaErrorCode::UnknownTopicOrPartition,
         ) => DeliveryError::NoTopic,
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+            DeliveryError::Other(format!("topic {topic}: {NO_PERMISSION}"))
+        }
         _ => DeliveryError::Other(error.to_string()),
     }
 }
+
+/// What brokers say with `TOPIC_AUTHORIZATION_FAILED`, and what to do about it.
+pub(super) const NO_PERMISSION: &str =
+    "no permission: the agent's user needs DESCRIBE and WRITE on the topic, and CREATE where it is missing";
 
 /// librdkafka's log in ours, a level lower than it thinks: to it a broker that is away is an error, to us a Tuesday.
 #[derive(Clone, Copy, Debug, Default)]

@@ -52,6 +52,7 @@
 //! Kafka's retention by time goes by the record's timestamp, which is the event time. What a device with a clock far in
 //! the past sends may be deleted soon after it arrived; `message.timestamp.type=LogAppendTime` on the topic avoids it.
 
+mod access;
 pub mod cluster;
 pub mod cursor;
 mod driver;
@@ -66,6 +67,7 @@ mod recent;
 mod replicator;
 pub mod simulated;
 mod stamp;
+mod token;
 mod topic;
 mod topics;
 

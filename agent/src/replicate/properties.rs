@@ -32,12 +32,29 @@ pub const PROTECTED_PROPERTIES: &[&str] = &[
     "transactional.id",
 ];
 
+/// Beginnings of properties that have keys of their own in `[replicate.tls]` and `[replicate.sasl]`: what they hold, or where
+/// it is, must not get into an error.
+const PROTECTED_SECRETS: &[&str] = &[
+    "enable.sasl.oauthbearer",
+    "https.",
+    "sasl.",
+    "security.protocol",
+    "ssl.ca",
+    "ssl.cert",
+    "ssl.engine",
+    "ssl.key",
+    "ssl_",
+];
+
 /// Why a property cannot be set. The config's check reports it with the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PropertyError {
     /// It is one of [`PROTECTED_PROPERTIES`].
     #[error("`{0}` is set by the agent and cannot be overridden")]
     Protected(String),
+    /// It is about the brokers' or our identity.
+    #[error("`{0}` cannot be set here: see [replicate.tls] and [replicate.sasl]")]
+    Secret(String),
     /// librdkafka does not know the property, or not its value.
     #[error("`{property}`: {reason}")]
     Refused {
@@ -56,6 +73,9 @@ pub fn check_properties(properties: &BTreeMap<String, String>) -> Result<(), Pro
     for (property, value) in properties {
         if PROTECTED_PROPERTIES.contains(&property.as_str()) {
             return Err(PropertyError::Protected(property.clone()));
+        }
+        if PROTECTED_SECRETS.iter().any(|start| property.starts_with(start)) {
+            return Err(PropertyError::Secret(property.clone()));
         }
         let mut config = ClientConfig::new();
         config.set(property, value);
@@ -141,6 +161,16 @@ mod tests {
         for property in PROTECTED_PROPERTIES {
             assert_eq!(check(property, "1"), Err(PropertyError::Protected((*property).to_owned())));
         }
+    }
+
+    #[test]
+    fn a_secret_among_the_properties_is_refused_and_not_repeated() {
+        for property in ["sasl.password", "ssl.key.pem", "ssl.keystore.password", "sasl.oauthbearer.config"] {
+            let error = check(property, "hunter2").unwrap_err();
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+            assert_eq!(error, PropertyError::Secret(property.to_owned()));
+        }
+        assert_eq!(check("ssl.endpoint.identification.algorithm", "https"), Ok(()));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::{
 
 use rdkafka::{
     ClientContext,
-    admin::AdminClient,
     error::KafkaError,
     message::DeliveryResult,
     producer::{BaseProducer, Producer, ProducerContext},
@@ -15,9 +14,10 @@ use rdkafka::{
 };
 
 use super::{
+    access,
     kafka::LogContext,
     properties,
-    topics::{TIMEOUT, Wanted, Worker},
+    topics::{Admin, TIMEOUT, Wanted, Worker},
 };
 use crate::config::Config;
 
@@ -30,18 +30,15 @@ pub type Finding = (String, Result<String, String>);
 pub fn reach(config: &Config) -> Vec<Finding> {
     let servers = format!("Kafka {}", config.replicate.bootstrap_servers.join(","));
     let client_id = format!("wayside-{}-check", config.gateway.id);
-    let client = properties::admin(&config.replicate, &client_id);
+    let worker = Worker::new(config.replicate.clone(), properties::admin(&config.replicate, &client_id));
     // A producer, since it alone can be asked why it does not come through; it sends nothing.
-    let clients = client.create_with_context(LastWords::default()).and_then(|producer| {
-        let admin: AdminClient<LogContext> = client.create_with_context(LogContext)?;
-        Ok((producer, admin))
-    });
-    let (producer, admin): (BaseProducer<LastWords>, _) = match clients {
+    let clients = worker
+        .client(LastWords::default(), BaseProducer::client)
+        .and_then(|producer| Ok((producer, worker.client(LogContext, Admin::inner)?)));
+    let (producer, admin) = match clients {
         Ok(clients) => clients,
-        Err(error) => return vec![(servers, Err(error.to_string()))],
+        Err(reason) => return vec![(servers, Err(reason))],
     };
-    let worker =
-        Worker::new(client, config.replicate.replication_factor, config.replicate.min_insync_replicas);
     let mut findings = Vec::new();
     for stream in config.stream_names() {
         let wanted = Wanted {
@@ -68,7 +65,7 @@ pub fn reach(config: &Config) -> Vec<Finding> {
 /// The number of brokers, and what is known of the topic. `Err` where the cluster does not answer.
 fn topic(
     producer: &BaseProducer<LastWords>,
-    admin: &AdminClient<LogContext>,
+    admin: &Admin,
     worker: &Worker,
     wanted: &Wanted,
     stream: &str,
@@ -92,7 +89,7 @@ fn topic(
             wanted.partitions,
         )),
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-            let replication_factor = worker.replication_factor;
+            let replication_factor = worker.settings.replication_factor;
             match worker.request(admin, wanted, true)? {
                 Ok(()) => Ok(format!(
                     "is not there; the agent may create it with {} partitions and {replication_factor} replicas",
@@ -100,12 +97,13 @@ fn topic(
                 )),
                 Err(code) => Err(format!(
                     "is not there, and the agent cannot create it with {} partitions and {replication_factor} replicas \
-                     on {brokers} brokers: {code}",
-                    wanted.partitions
+                     on {brokers} brokers: {}",
+                    wanted.partitions,
+                    access::explain(&code.to_string()),
                 )),
             }
         }
-        Some(code) => Err(code.to_string()),
+        Some(code) => Err(access::explain(&code.to_string())),
     };
     Ok((brokers, result))
 }
@@ -131,7 +129,7 @@ impl ClientContext for LastWords {
     fn error(&self, error: KafkaError, reason: &str) {
         // That all brokers are down says less than why.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(access::explain(reason));
         }
     }
 }
@@ -147,7 +145,10 @@ mod tests {
     use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 
     use super::*;
-    use crate::config::check;
+    use crate::{
+        config::{Sasl, SaslMechanism, check},
+        secret::SecretRef,
+    };
 
     fn config(servers: &str) -> Config {
         let text = format!(
@@ -183,6 +184,20 @@ mod tests {
             findings[2].1.as_ref().is_err_and(|cause| cause.contains("set `partitions = 4`")),
             "{findings:?}"
         );
+    }
+
+    #[test]
+    fn a_secret_that_cannot_be_read_is_one_finding_that_names_its_key() {
+        let mut config = config("127.0.0.1:9");
+        let password = SecretRef::parse("replicate.sasl.password", "file:/no/such/file");
+        config.replicate.sasl = password.map(|password| Sasl::Password {
+            mechanism: SaslMechanism::ScramSha512,
+            user: "agent".into(),
+            password,
+        });
+        let findings = reach(&config);
+        let [(_, Err(cause))] = findings.as_slice() else { panic!("{findings:?}") };
+        assert!(cause.starts_with("replicate.sasl.password: /no/such/file cannot be read"), "{cause}");
     }
 
     #[test]

@@ -79,6 +79,8 @@ fn real_config(brokers: &str) -> config::Replicate {
         in_flight_bytes: 4 << 20,
         cursor_interval: Duration::from_secs(1),
         shutdown_flush: Duration::from_secs(120),
+        tls: None,
+        sasl: None,
         ..config()
     }
 }

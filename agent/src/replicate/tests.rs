@@ -24,6 +24,8 @@ pub(crate) fn config() -> config::Replicate {
         catch_up_bytes_per_second: 0,
         cursor_interval: Duration::from_millis(20),
         shutdown_flush: Duration::from_secs(20),
+        tls: None,
+        sasl: None,
         properties: BTreeMap::new(),
     }
 }

@@ -1,27 +1,40 @@
 //! Looks for topics and creates the missing ones, on a short-lived thread, since every step may wait for the network.
 
 use std::{
+    ffi::CString,
     io,
     num::NonZeroU16,
+    ptr,
     sync::mpsc::{Receiver, Sender, channel},
     thread,
     time::Duration,
 };
 
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, ClientContext,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-    error::KafkaResult,
-    types::RDKafkaErrorCode,
+    bindings::rd_kafka_oauthbearer_set_token,
+    client::{Client, OAuthToken},
+    config::FromClientConfigAndContext,
+    types::{RDKafkaErrorCode, RDKafkaRespErr},
 };
 
 use super::{
+    access::Access,
     cluster::{ClusterEvent, TopicOutcome},
-    kafka::LogContext,
+    kafka::{LogContext, NO_PERMISSION, client_error, token_source},
+    token,
+};
+use crate::{
+    config::Replicate,
+    env::{Clock as _, SystemClock},
 };
 
 /// Longest wait for each answer. While a worker waits, replication of the ready topics goes on.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an admin client knows of a cluster that does not answer; the producer knows more.
+pub(super) const UNREACHABLE: &str = "the cluster does not answer";
 
 /// The largest value of Kafka's type `long`: no limit.
 const NO_LIMIT: &str = "9223372036854775807";
@@ -41,12 +54,9 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(config: ClientConfig, replication_factor: i32, min_insync_replicas: i32) -> Self {
-        Self {
-            template: Worker::new(config, replication_factor, min_insync_replicas),
-            wanted: Vec::new(),
-            worker: None,
-        }
+    /// `config` without what [`Access`] adds.
+    pub(super) fn new(settings: Replicate, config: ClientConfig) -> Self {
+        Self { template: Worker::new(settings, config), wanted: Vec::new(), worker: None }
     }
 
     pub(super) fn ensure(&mut self, topic: &str, partitions: NonZeroU16) {
@@ -86,22 +96,26 @@ impl Topics {
     }
 }
 
+/// The client that asks.
+pub(super) type Admin = AdminClient<LogContext>;
+
 /// Asks the cluster for topics and creates them.
 #[derive(Clone)]
 pub(super) struct Worker {
+    pub(super) settings: Replicate,
+    /// Without what [`Access`] adds.
     config: ClientConfig,
-    pub(super) replication_factor: i32,
-    min_insync_replicas: String,
 }
 
 impl Worker {
-    pub(super) fn new(config: ClientConfig, replication_factor: i32, min_insync_replicas: i32) -> Self {
-        Self { config, replication_factor, min_insync_replicas: min_insync_replicas.to_string() }
+    /// `config` without what [`Access`] adds.
+    pub(super) fn new(settings: Replicate, config: ClientConfig) -> Self {
+        Self { settings, config }
     }
 
     fn run(&self, wanted: Vec<Wanted>, answers: &Sender<ClusterEvent>) {
-        let admin: KafkaResult<AdminClient<LogContext>> = self.config.create_with_context(LogContext);
-        let mut unreachable = admin.as_ref().err().map(ToString::to_string);
+        let admin = self.client(LogContext, Admin::inner);
+        let mut unreachable = admin.as_ref().err().cloned();
         for wanted in wanted {
             let outcome = match (&admin, &unreachable) {
                 (Ok(admin), None) => self.ensure(admin, &wanted).unwrap_or_else(|reason| {
@@ -117,10 +131,29 @@ impl Worker {
         }
     }
 
+    /// A client with the secrets and certificates as they are now. A token is given to what `inner` says, since nobody
+    /// polls the client for its question for one.
+    pub(super) fn client<C, T>(&self, context: C, inner: impl Fn(&T) -> &Client<C>) -> Result<T, String>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C>,
+    {
+        let access = Access::read(&self.settings).map_err(|error| error.to_string())?;
+        let config = access.applied_to(&self.config);
+        let client: T = config.create_with_context(context).map_err(|error| client_error(&error))?;
+        if let Some(source) = token_source(&self.settings) {
+            let token =
+                token::get(source, SystemClock::new().wall().at).map_err(|error| error.to_string())?;
+            set_token(inner(&client), token)?;
+        }
+        Ok(client)
+    }
+
     /// `Err` where the cluster does not answer.
-    fn ensure(&self, admin: &AdminClient<LogContext>, wanted: &Wanted) -> Result<TopicOutcome, String> {
+    fn ensure(&self, admin: &Admin, wanted: &Wanted) -> Result<TopicOutcome, String> {
         let Wanted { topic, partitions } = wanted;
-        let metadata = admin.inner().fetch_metadata(Some(topic), TIMEOUT).map_err(|e| e.to_string())?;
+        let metadata =
+            admin.inner().fetch_metadata(Some(topic), TIMEOUT).map_err(|_| UNREACHABLE.to_owned())?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(TopicOutcome::Failed("no answer about the topic".into()));
         };
@@ -130,6 +163,9 @@ impl Worker {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                 self.create(admin, wanted)
             }
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                Ok(TopicOutcome::Failed(NO_PERMISSION.to_owned()))
+            }
             Some(code) => Ok(TopicOutcome::Failed(code.to_string())),
         }
     }
@@ -138,16 +174,17 @@ impl Worker {
     /// inner one that of the topic.
     pub(super) fn request(
         &self,
-        admin: &AdminClient<LogContext>,
+        admin: &Admin,
         wanted: &Wanted,
         validate_only: bool,
     ) -> Result<Result<(), RDKafkaErrorCode>, String> {
+        let min_insync_replicas = self.settings.min_insync_replicas.to_string();
         let new = NewTopic::new(
             &wanted.topic,
             i32::from(wanted.partitions.get()),
-            TopicReplication::Fixed(self.replication_factor),
+            TopicReplication::Fixed(self.settings.replication_factor),
         )
-        .set("min.insync.replicas", &self.min_insync_replicas);
+        .set("min.insync.replicas", &min_insync_replicas);
         // Since 4.0 brokers refuse timestamps of more than an hour ahead, and with them the whole batch; a device whose
         // clock is wrong is the consumer's to judge. Brokers before 3.6 do not know the setting.
         let unlimited = new.set("message.timestamp.after.max.ms", NO_LIMIT);
@@ -168,8 +205,8 @@ impl Worker {
                 tracing::info!(
                     topic,
                     partitions = partitions.get(),
-                    replication_factor = self.replication_factor,
-                    min_insync_replicas = self.min_insync_replicas,
+                    replication_factor = self.settings.replication_factor,
+                    min_insync_replicas = self.settings.min_insync_replicas,
                     "topic created"
                 );
                 Ok(TopicOutcome::Ready)
@@ -178,13 +215,16 @@ impl Worker {
             Err(RDKafkaErrorCode::TopicAlreadyExists) => {
                 Ok(TopicOutcome::Failed("created by somebody else".into()))
             }
+            Err(
+                RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed,
+            ) => Ok(TopicOutcome::Failed(NO_PERMISSION.to_owned())),
             Err(code) => Ok(TopicOutcome::Failed(format!("not created: {code}"))),
         }
     }
 }
 
 fn submit(
-    admin: &AdminClient<LogContext>,
+    admin: &Admin,
     topic: &NewTopic<'_>,
     validate_only: bool,
 ) -> Result<Result<(), RDKafkaErrorCode>, String> {
@@ -198,5 +238,31 @@ fn submit(
         Some(Err((_, code))) => Ok(Err(code)),
         Some(Ok(_)) => Ok(Ok(())),
         None => Err("no answer about the new topic".into()),
+    }
+}
+
+/// Gives `client` a token. The binding lets a client ask for one only through events that an admin client does not poll.
+#[allow(unsafe_code, reason = "rdkafka has no safe way to it")]
+fn set_token<C: ClientContext>(client: &Client<C>, token: OAuthToken) -> Result<(), String> {
+    let no_nul = |_| "the token contains a NUL byte".to_owned();
+    let value = CString::new(token.token).map_err(no_nul)?;
+    let principal = CString::new(token.principal_name).map_err(no_nul)?;
+    // SAFETY: the client lives for the whole call, the strings too, and they are copied; there are no extensions and no
+    // room for an error's text, whose sizes say so.
+    let code = unsafe {
+        rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            value.as_ptr(),
+            token.lifetime_ms,
+            principal.as_ptr(),
+            ptr::null_mut(),
+            0,
+            ptr::null_mut(),
+            0,
+        )
+    };
+    match code {
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        _ => Err("the token of replicate.sasl is no token, or has expired".to_owned()),
     }
 }

@@ -73,14 +73,18 @@ pub struct SourceReport {
 }
 
 /// State of the commit stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitReport {
     /// Commits that became durable.
     pub commits: u64,
-    /// Tries that failed.
+    /// Tries that the disk failed.
     pub failures: u64,
-    /// Whether the last try failed: nothing is acknowledged now.
+    /// Whether the disk failed the last try: nothing is acknowledged now.
     pub failing: bool,
+    /// Whether the log is at a bound and waits for room: nothing is acknowledged now, and sources wait.
+    pub waiting: bool,
+    /// Why it fails or waits, while it does.
+    pub last_error: Option<String>,
 }
 
 /// State of the local log.
@@ -92,6 +96,8 @@ pub struct LogReport {
     pub size_bytes: u64,
     /// Most bytes that they may take, at which sources wait; null where nobody knows.
     pub limit_bytes: Option<u64>,
+    /// Bytes that are to stay free there: with fewer sources wait.
+    pub reserve_bytes: u64,
     /// Bytes that are free there; null where the system does not say.
     pub free_bytes: Option<u64>,
 }
@@ -152,6 +158,7 @@ impl HealthReport {
     ) -> Self {
         let well = sources.iter().all(|source| source.connected && source.last_error.is_none())
             && !commit.failing
+            && !commit.waiting
             && replicate.last_error.is_none()
             && replicate.waiting_topics.is_empty();
         Self {
@@ -177,8 +184,11 @@ impl fmt::Display for HealthReport {
         if self.commit.failing {
             f.write_str("; commits fail: nothing is acknowledged")?;
         }
+        if self.commit.waiting {
+            f.write_str("; the log is full: nothing is acknowledged")?;
+        }
         let waiting = self.replicate.waiting_topics.values();
-        for cause in waiting.chain(&self.replicate.last_error) {
+        for cause in self.commit.last_error.iter().chain(waiting).chain(&self.replicate.last_error) {
             // A newline would begin another statement to the service manager.
             write!(f, "; {}", cause.replace('\n', " "))?;
         }
@@ -196,11 +206,12 @@ pub(crate) mod tests {
             Duration::from_secs(93_784),
             Quality::Unknown,
             vec![SourceReport { name: "broker".into(), connected: true, last_error: None }],
-            CommitReport { commits: 1, failures: 0, failing: false },
+            CommitReport { commits: 1, failures: 0, failing: false, waiting: false, last_error: None },
             LogReport {
                 epochs: 2,
                 size_bytes: 5_000_000,
                 limit_bytes: Some(2_000_000_000),
+                reserve_bytes: 16_777_216,
                 free_bytes: Some(1_000_000_000),
             },
             ReplicateReport {
@@ -228,6 +239,9 @@ pub(crate) mod tests {
         let mut failing = good();
         failing.commit.failing = true;
         assert_eq!(sum_up(failing), Status::Degraded);
+        let mut waiting = good();
+        waiting.commit.waiting = true;
+        assert_eq!(sum_up(waiting), Status::Degraded);
     }
 
     #[test]

@@ -37,14 +37,18 @@ pub(super) fn reach(log: &Log, gateway: &str) -> Result<String, String> {
         .map_err(|error| format!("cannot write to {}: {error}", dir.display()))?;
     let space = statvfs(&dir).map_err(|error| error.to_string())?;
     let (free, size) = (space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize);
-    let needed = EPOCHS_MIN * log.epoch_bytes;
+    let needed = (EPOCHS_MIN * log.epoch_bytes).saturating_add(log.reserve_bytes);
     let mount = mount_of(&dir, &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
     let (kind, device) = mount.unwrap_or_default();
     if VOLATILE.contains(&kind.as_str()) {
         return Err(format!("is on {kind}, which a power cut empties: what was acknowledged would be lost"));
     }
     if free < needed {
-        return Err(format!("has {} free, and needs {} for {EPOCHS_MIN} epochs", mib(free), mib(needed)));
+        return Err(format!(
+            "has {} free, and needs {} for {EPOCHS_MIN} epochs and the reserve (log.reserve_bytes)",
+            mib(free),
+            mib(needed)
+        ));
     }
     identity::check(&log.dir, gateway).map_err(|error| error.to_string())?;
     let state = if missing {
@@ -91,6 +95,7 @@ mod tests {
             dir: dir.to_owned(),
             limit_bytes: None,
             retention: crate::log::Retention::default(),
+            reserve_bytes: 16 << 20,
             epoch_bytes: 4 << 20,
             record_bytes_max: 1024,
             compression: Compression::None,

@@ -6,7 +6,7 @@ mod disk;
 use serde_json::json;
 
 use super::print;
-use crate::{config::Config, replicate, source};
+use crate::{config::Config, replicate, source, telemetry::http::load_token};
 
 /// Tries everything, in the order of the journey, and prints a line for each as it is known, or one JSON object.
 ///
@@ -18,7 +18,8 @@ pub(super) fn check(config: &Config, json: bool) -> anyhow::Result<()> {
     for source in &config.mqtt {
         for broker in &source.brokers {
             let found = runtime.block_on(source::mqtt::reach(broker, source));
-            report.add(format!("{} mqtt://{}:{}", source.name, broker.host, broker.port), found)?;
+            let scheme = if broker.tls { "mqtts" } else { "mqtt" };
+            report.add(format!("{} {scheme}://{}:{}", source.name, broker.host, broker.port), found)?;
         }
     }
     // A name that is not resolved holds a thread for longer than its time limit.
@@ -30,6 +31,11 @@ pub(super) fn check(config: &Config, json: bool) -> anyhow::Result<()> {
         .add(format!("log.dir {}", config.log.dir.display()), disk::reach(&config.log, &config.gateway.id))?;
     for (item, found) in replicate::reach(config) {
         report.add(item, found)?;
+    }
+    if let Some((listen, token)) = config.telemetry.listen.zip(config.telemetry.token.as_ref()) {
+        let found =
+            load_token(token).map(|_| "its token can be read".into()).map_err(|error| error.to_string());
+        report.add(format!("telemetry.listen {listen}"), found)?;
     }
     report.end()
 }

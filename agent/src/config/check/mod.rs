@@ -9,16 +9,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fmt::{self, Write as _},
+    net::SocketAddr,
     num::NonZeroU16,
     path::Path,
     time::Duration,
 };
 
 use super::{
-    Backoff, Commit, Config, GAPS_STREAM, Gateway, Log, Policy, Replicate, Stream, Telemetry,
-    raw::{self, RawConfig, RawReplicate},
+    Backoff, ClientCertificate, Commit, Config, GAPS_STREAM, Gateway, KafkaTls, Log, Policy, Replicate, Sasl,
+    SaslMechanism, Stream, Telemetry, TokenSource,
+    raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl, RawTelemetry},
 };
-use crate::{log::Retention, record::StreamName, replicate::check_properties};
+use crate::{
+    log::{Retention, store::sled::reserve_bytes_min},
+    record::StreamName,
+    replicate::check_properties,
+    secret::{self, FileRef, SecretRef},
+};
 use serde::Deserialize as _;
 use shape::{PREFIX, Shaped, shape};
 
@@ -30,10 +37,38 @@ pub enum ConfigError {
     Read(#[from] std::io::Error),
     /// The file is not TOML.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Syntax(Vec<toml::de::Error>),
+    Syntax(Vec<SyntaxError>),
     /// Keys and values that cannot be, in the order of the file; those of the environment behind.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
+}
+
+/// One place that is not TOML. Without the line itself, which may hold what should not have been typed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// Line and column, from 1.
+    pub place: Option<(usize, usize)>,
+    /// What is wrong there.
+    pub cause: String,
+}
+
+impl SyntaxError {
+    fn new(error: &toml::de::Error, text: &str) -> Self {
+        let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        });
+        Self { place, cause: error.message().to_owned() }
+    }
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((line, column)) = self.place {
+            write!(f, "line {line}, column {column}: ")?;
+        }
+        f.write_str(&self.cause)
+    }
 }
 
 /// One value that cannot be.
@@ -43,7 +78,7 @@ pub struct Fault {
     pub place: Option<Place>,
     /// The key, as a path: `source.mqtt[0].qos`.
     pub key: String,
-    /// What is there, as typed; empty if nothing is.
+    /// What is there, as typed; empty if nothing is. Not so where it may be a secret that does not belong there.
     pub value: String,
     /// What would be right.
     pub limit: String,
@@ -56,6 +91,19 @@ pub enum Place {
     Line(usize),
     /// Variable of the environment.
     Variable(String),
+}
+
+/// Parts of names of keys whose values are not to be repeated, whoever knows the key.
+const SECRETIVE: &[&str] = &["pas", "pwd", "secret", "token", "key", "pem", "credential", "oauth"];
+
+impl Fault {
+    fn new(place: Option<Place>, key: &str, value: &str, limit: &str) -> Self {
+        let name = key.strip_prefix("replicate.properties.").or(key.rsplit('.').next()).unwrap_or(key);
+        let name = name.to_lowercase();
+        let hides = !["", "\"\""].contains(&value) && SECRETIVE.iter().any(|part| name.contains(part));
+        let value = if hides { "(not shown)" } else { value };
+        Self { place, key: key.into(), value: value.into(), limit: limit.into() }
+    }
 }
 
 impl fmt::Display for Fault {
@@ -103,11 +151,13 @@ pub fn load(path: &Path) -> Result<Checked, ConfigError> {
 /// # Errors
 /// [`ConfigError`], but not [`ConfigError::Read`].
 pub fn parse(text: &str, variables: &[(String, OsString)]) -> Result<Checked, ConfigError> {
+    let not_toml = |errors: Vec<toml::de::Error>| {
+        ConfigError::Syntax(errors.iter().map(|error| SyntaxError::new(error, text)).collect())
+    };
     let schema = raw::schema();
-    let Shaped { table, mut faults, places } =
-        shape(text, variables, schema.as_value()).map_err(ConfigError::Syntax)?;
-    let raw = RawConfig::deserialize(toml::Deserializer::from(table))
-        .map_err(|error| ConfigError::Syntax(vec![error]))?;
+    let Shaped { table, mut faults, places } = shape(text, variables, schema.as_value()).map_err(not_toml)?;
+    let raw =
+        RawConfig::deserialize(toml::Deserializer::from(table)).map_err(|error| not_toml(vec![error]))?;
     let (config, more) = check(&raw);
     // What was taken out for a fault of its own may be missed by its neighbours: that is no second fault.
     let taken_out: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
@@ -209,6 +259,14 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             },
         );
     }
+    let reserve_bytes_min = reserve_bytes_min(raw.log.epoch_bytes);
+    if raw.log.reserve_bytes != 0 && raw.log.reserve_bytes < reserve_bytes_min {
+        check.fault(
+            "log.reserve_bytes",
+            &raw.log.reserve_bytes.to_string(),
+            &format!("at least {reserve_bytes_min}, twice log.epoch_bytes and 8 MiB, or 0"),
+        );
+    }
     let log = Log {
         dir: check.filled("log.dir", &raw.log.dir).into(),
         limit_bytes: Some(raw.log.limit_bytes).filter(|limit| *limit != 0),
@@ -216,20 +274,13 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
             bytes: raw.log.retain_bytes,
             time: Some(Duration::from_millis(raw.log.retain_ms)).filter(|time| !time.is_zero()),
         },
+        reserve_bytes: raw.log.reserve_bytes.max(reserve_bytes_min),
         epoch_bytes: raw.log.epoch_bytes,
         record_bytes_max: size(raw.log.record_bytes_max.into()),
         compression: raw.commit.compression,
     };
     let replicate = check.replicate(&raw.replicate);
-    let telemetry = Telemetry {
-        listen: (!raw.telemetry.listen.is_empty())
-            .then(|| {
-                check.parse("telemetry.listen", &raw.telemetry.listen, "host address and port, or empty")
-            })
-            .flatten(),
-        log_format: raw.telemetry.log_format,
-        log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
-    };
+    let telemetry = check.telemetry(&raw.telemetry);
     let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
     (config, check.faults)
 }
@@ -244,6 +295,11 @@ fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
+/// The file that `key` names; empty is none.
+fn file(key: &str, path: &str) -> Option<FileRef> {
+    (!path.is_empty()).then(|| FileRef { key: key.into(), path: path.into() })
+}
+
 fn quoted(text: &str) -> String {
     format!("{text:?}")
 }
@@ -256,7 +312,7 @@ struct Checker {
 
 impl Checker {
     fn fault(&mut self, key: &str, value: &str, limit: &str) {
-        self.faults.push(Fault { place: None, key: key.into(), value: value.into(), limit: limit.into() });
+        self.faults.push(Fault::new(None, key, value, limit));
     }
 
     fn filled(&mut self, key: &str, value: &str) -> String {
@@ -270,6 +326,34 @@ impl Checker {
     fn name(&mut self, key: &str, value: &str) -> String {
         self.stream(key, value);
         value.into()
+    }
+
+    /// Where a secret is; empty is none.
+    fn secret(&mut self, key: &str, value: &str) -> Option<SecretRef> {
+        let secret = SecretRef::parse(key, value);
+        if secret.is_none() && !value.is_empty() {
+            self.fault(key, "(not shown)", secret::FORMS);
+        }
+        secret
+    }
+
+    /// Our certificate; `section` has the keys `cert_file` and `key`.
+    fn client_certificate(&mut self, section: &str, cert_file: &str, key: &str) -> Option<ClientCertificate> {
+        let key_at = format!("{section}.key");
+        let cert_file = file(&format!("{section}.cert_file"), cert_file);
+        let has_key = !key.is_empty();
+        match (cert_file, self.secret(&key_at, key)) {
+            (Some(cert_file), Some(key)) => Some(ClientCertificate { cert_file, key }),
+            (Some(_), None) if !has_key => {
+                self.fault(&key_at, "\"\"", "must be set with cert_file");
+                None
+            }
+            (None, Some(_)) => {
+                self.fault(&format!("{section}.cert_file"), "\"\"", "must be set with key");
+                None
+            }
+            _ => None,
+        }
     }
 
     fn unique(&mut self, key: &str, value: &str, seen: &mut BTreeSet<String>) {
@@ -339,7 +423,87 @@ impl Checker {
             catch_up_bytes_per_second: raw.catch_up_bytes_per_second,
             cursor_interval: Duration::from_millis(raw.cursor_interval_ms),
             shutdown_flush: Duration::from_millis(raw.shutdown_flush_ms),
+            tls: self.kafka_tls(&raw.tls),
+            sasl: self.sasl(&raw.sasl),
             properties: raw.properties.clone(),
+        }
+    }
+
+    fn telemetry(&mut self, raw: &RawTelemetry) -> Telemetry {
+        let key = "telemetry.listen";
+        let listen: Option<SocketAddr> = (!raw.listen.is_empty())
+            .then(|| self.parse(key, &raw.listen, "host address and port, or empty"))
+            .flatten();
+        let is_open = listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback());
+        if is_open && raw.token.is_empty() {
+            let limit =
+                "others can reach it: telemetry.token must be set, or an address of loopback: 127.0.0.1:9464";
+            self.fault(key, &quoted(&raw.listen), limit);
+        }
+        Telemetry {
+            listen,
+            token: self.secret("telemetry.token", &raw.token),
+            log_format: raw.log_format,
+            log_level: self.log_level("telemetry.log_level", &raw.log_level),
+        }
+    }
+
+    fn kafka_tls(&mut self, raw: &RawKafkaTls) -> Option<KafkaTls> {
+        let section = "replicate.tls";
+        if !raw.enabled && *raw != RawKafkaTls::default() {
+            self.fault(
+                "replicate.tls.enabled",
+                "false",
+                "must be true for the other keys of [replicate.tls]",
+            );
+        }
+        let ca_file = file(&format!("{section}.ca_file"), &raw.ca_file);
+        let client = self.client_certificate(section, &raw.cert_file, &raw.key);
+        raw.enabled.then_some(KafkaTls { ca_file, client })
+    }
+
+    fn sasl(&mut self, raw: &RawSasl) -> Option<Sasl> {
+        // Without it there is no such section; the schema sees to that.
+        let mechanism = match raw.mechanism? {
+            Mechanism::Plain => SaslMechanism::Plain,
+            Mechanism::ScramSha256 => SaslMechanism::ScramSha256,
+            Mechanism::ScramSha512 => SaslMechanism::ScramSha512,
+            Mechanism::OauthBearer => return self.sasl_token(raw).map(Sasl::OauthBearer),
+        };
+        self.sasl_password(raw, mechanism)
+    }
+
+    fn sasl_password(&mut self, raw: &RawSasl, mechanism: SaslMechanism) -> Option<Sasl> {
+        if !raw.token.is_empty() || !raw.token_command.is_empty() {
+            self.fault("replicate.sasl.token", "\"\"", "token and token_command are for OAUTHBEARER");
+        }
+        let user = self.filled("replicate.sasl.user", &raw.user);
+        let key = "replicate.sasl.password";
+        if raw.password.is_empty() {
+            self.fault(key, "\"\"", secret::FORMS);
+        }
+        let password = self.secret(key, &raw.password)?;
+        Some(Sasl::Password { mechanism, user, password })
+    }
+
+    fn sasl_token(&mut self, raw: &RawSasl) -> Option<TokenSource> {
+        if !raw.user.is_empty() || !raw.password.is_empty() {
+            self.fault(
+                "replicate.sasl.user",
+                &quoted(&raw.user),
+                "user and password are not for OAUTHBEARER",
+            );
+        }
+        let token = self.secret("replicate.sasl.token", &raw.token);
+        let has_program = raw.token_command.first().is_some_and(|program| !program.is_empty());
+        match (raw.token.is_empty(), has_program) {
+            (false, false) => token.map(TokenSource::Secret),
+            (true, true) => Some(TokenSource::Command(raw.token_command.clone())),
+            _ => {
+                let limit = "either token or token_command must be set for OAUTHBEARER";
+                self.fault("replicate.sasl.token", "\"\"", limit);
+                None
+            }
         }
     }
 }

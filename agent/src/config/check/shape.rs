@@ -44,7 +44,7 @@ pub(super) fn shape<'t>(
     walk.table("", table.get_mut(), schema);
     for (name, value) in variables {
         let Some(text) = value.to_str() else {
-            walk.refuse(name, "..", "is not UTF-8".into());
+            walk.refuse(name, "..", "is not UTF-8");
             continue;
         };
         (walk.text, walk.variable) = (text, Some(name.as_str()));
@@ -82,7 +82,7 @@ impl<'a> Walk<'a> {
                     None => "unknown key; `wayside config schema` prints the known ones".into(),
                 },
             };
-            return self.refuse(name, text, limit);
+            return self.refuse(name, text, &limit);
         };
         self.places.insert(key.clone(), self.place(0));
         let as_text = || Spanned::new(0..text.len(), DeValue::String(text.into()));
@@ -106,9 +106,9 @@ impl<'a> Walk<'a> {
         table.insert(spanned(last), value);
     }
 
-    fn refuse(&mut self, variable: &str, value: &str, limit: String) {
+    fn refuse(&mut self, variable: &str, value: &str, limit: &str) {
         let place = Some(Place::Variable(variable.to_owned()));
-        self.faults.push(Fault { place, key: variable.to_owned(), value: value.to_owned(), limit });
+        self.faults.push(Fault::new(place, variable, shown(value), limit));
     }
 
     fn table(&mut self, path: &str, table: &mut DeTable<'_>, schema: &Json) {
@@ -211,8 +211,7 @@ impl<'a> Walk<'a> {
                 [] => meaning.split(". ").next().unwrap_or_default().to_owned(),
                 choices => list(choices),
             };
-            let limit = format!("must be set: {what}");
-            self.faults.push(Fault { place: None, key, value: String::new(), limit });
+            self.faults.push(Fault::new(None, &key, "", &format!("must be set: {what}")));
         }
         for (name, value) in table {
             let (key, schema) = (join(path, name.get_ref()), &schema["properties"][&**name.get_ref()]);
@@ -232,11 +231,11 @@ impl<'a> Walk<'a> {
 
     fn fault(&mut self, key: &str, value: &Spanned<DeValue<'_>>, limit: String) {
         let value = match value.get_ref() {
-            DeValue::Table(_) => "{..}".into(),
-            DeValue::Array(_) => "[..]".into(),
-            _ => self.text.get(value.span()).unwrap_or_default().into(),
+            DeValue::Table(_) => "{..}",
+            DeValue::Array(_) => "[..]",
+            _ => shown(self.text.get(value.span()).unwrap_or_default()),
         };
-        self.faults.push(Fault { place: self.places.get(key).cloned(), key: key.into(), value, limit });
+        self.faults.push(Fault::new(self.places.get(key).cloned(), key, value, &limit));
     }
 
     fn place(&self, at: usize) -> Place {
@@ -252,6 +251,15 @@ impl<'a> Walk<'a> {
     fn nearest(&self, path: &str, name: &str, schema: &Json) -> Option<String> {
         let alike = || nearest(names(schema).map(str::to_owned), name).map(|known| join(path, &known));
         place_of(name, "", self.schema).or_else(alike)
+    }
+}
+
+/// A value without what is within, where the names of secrets may be.
+fn shown(value: &str) -> &str {
+    match value.trim_start().chars().next() {
+        Some('{') => "{..}",
+        Some('[') => "[..]",
+        _ => value,
     }
 }
 

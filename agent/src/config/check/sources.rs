@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Checker, each, quoted};
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::{Checker, each, file, quoted};
 use crate::{
     config::{
-        Broker, DeviceFrom, FlowControl, MqttSource, MqttVersion, Qos, Route, RouteDecode, SerialProtocol,
-        SerialSource, Value,
-        raw::{Decode, Protocol, RawMqttSource, RawRoute, RawSerialSource},
+        Broker, DeviceFrom, FlowControl, Login, MqttSource, MqttTls, MqttVersion, Qos, Route, RouteDecode,
+        SerialProtocol, SerialSource, Value,
+        raw::{Decode, Protocol, RawMqttSource, RawMqttTls, RawRoute, RawSerialSource},
     },
     decode::topic::TopicPattern,
     record::DeviceId,
@@ -44,7 +46,7 @@ impl Checker {
     pub(super) fn mqtt(&mut self, key: &str, raw: &RawMqttSource, gateway_id: &str) -> MqttSource {
         let at = |name: &str| format!("{key}.{name}");
         if raw.urls.is_empty() {
-            self.fault(&at("urls"), "[]", "at least one broker, mqtt://host:port");
+            self.fault(&at("urls"), "[]", "at least one broker, mqtt://host:port or mqtts://host:port");
         }
         if raw.route.is_empty() {
             self.fault(&at("route"), "[]", "at least one [[source.mqtt.route]]");
@@ -53,12 +55,16 @@ impl Checker {
             "" => format!("wayside-{gateway_id}-{}", raw.name),
             id => id.to_owned(),
         };
+        let brokers: Vec<_> =
+            each(&raw.urls, &at("urls"), |key, url| self.broker(&key, url)).into_iter().flatten().collect();
+        if raw.tls != RawMqttTls::default() && !brokers.iter().any(|broker| broker.tls) {
+            self.fault(&at("tls"), "{..}", "is used with mqtts:// alone, and no URL has it");
+        }
         MqttSource {
             name: raw.name.clone(),
-            brokers: each(&raw.urls, &at("urls"), |key, url| self.broker(&key, url))
-                .into_iter()
-                .flatten()
-                .collect(),
+            brokers,
+            login: self.login(&at("user"), &at("password"), &raw.user, &raw.password),
+            tls: self.mqtt_tls(&at("tls"), &raw.tls),
             version: if raw.version == 3 { MqttVersion::V3 } else { MqttVersion::V5 },
             client_id,
             qos: match raw.qos {
@@ -82,20 +88,59 @@ impl Checker {
     }
 
     fn broker(&mut self, key: &str, url: &str) -> Option<Broker> {
-        let address = url.strip_prefix("mqtt://").map(|rest| rest.trim_end_matches('/'));
+        if url.contains('@') {
+            self.fault(key, "(not shown)", "must not hold a user: it goes to user and password");
+            return None;
+        }
+        let (tls, address) = match (url.strip_prefix("mqtts://"), url.strip_prefix("mqtt://")) {
+            (Some(address), _) => (true, Some(address)),
+            (None, address) => (false, address),
+        };
+        let address = address.map(|rest| rest.trim_end_matches('/'));
         // The port is behind the last colon, but an IPv6 address has colons of its own, inside brackets.
         let broker = address.and_then(|address| match address.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => port.parse().ok().map(|port| (host, port)),
-            _ => Some((address, 1883)),
+            _ => Some((address, if tls { 8883 } else { 1883 })),
         });
         match broker {
             Some((host, port)) if !host.is_empty() => {
-                Some(Broker { host: host.trim_start_matches('[').trim_end_matches(']').into(), port })
+                Some(Broker { host: host.trim_start_matches('[').trim_end_matches(']').into(), port, tls })
             }
             _ => {
-                self.fault(key, &quoted(url), "must be mqtt://host or mqtt://host:port");
+                self.fault(
+                    key,
+                    &quoted(url),
+                    "must be mqtt://host:port or mqtts://host:port; the port may be left out",
+                );
                 None
             }
+        }
+    }
+
+    fn login(&mut self, user_at: &str, password_at: &str, user: &str, password: &str) -> Option<Login> {
+        let password = self.secret(password_at, password);
+        if user.is_empty() && password.is_some() {
+            self.fault(user_at, "\"\"", "must be set with password");
+        }
+        if user.len() > usize::from(u16::MAX) {
+            self.fault(user_at, "\"..\"", "must have at most 65535 bytes");
+        }
+        (!user.is_empty()).then(|| Login { user: user.into(), password })
+    }
+
+    fn mqtt_tls(&mut self, key: &str, raw: &RawMqttTls) -> MqttTls {
+        let server_name = (!raw.server_name.is_empty()).then(|| raw.server_name.clone());
+        if server_name.as_deref().is_some_and(|name| ServerName::try_from(name).is_err()) {
+            self.fault(
+                &format!("{key}.server_name"),
+                &quoted(&raw.server_name),
+                "must be a host name or address",
+            );
+        }
+        MqttTls {
+            ca_file: file(&format!("{key}.ca_file"), &raw.ca_file),
+            client: self.client_certificate(key, &raw.cert_file, &raw.key),
+            server_name,
         }
     }
 

@@ -34,7 +34,7 @@ fn a_small_config_takes_the_defaults() {
     assert_eq!(config.commit.window, Duration::from_millis(20));
     assert_eq!(config.mqtt[0].client_id, "wayside-gw-1-broker");
     assert_eq!(config.mqtt[0].version, MqttVersion::V5);
-    assert_eq!(config.mqtt[0].brokers[1], Broker { host: "::1".into(), port: 1883 });
+    assert_eq!(config.mqtt[0].brokers[1], Broker { host: "::1".into(), port: 1883, tls: false });
     assert_eq!(config.partitions("occupancy").get(), 4);
 }
 
@@ -202,7 +202,7 @@ fn unknown_keys_wrong_types_and_wrong_values_are_found_in_one_pass() {
             "line 18: replicate.bootstrap_servers[1] = 9093: must be text in quotes",
             "line 19: replicate.linger_ms = -1: must be 0 to 60000",
             "line 21: replicate.properties.client.rack = 1: must be text in quotes",
-            "line 23: telemetry.colour = \"red\": unknown key; known here: listen, log_format, log_level",
+            "line 23: telemetry.colour = \"red\": unknown key; known here: listen, log_format, log_level, token",
         ]
     );
 }
@@ -218,7 +218,10 @@ fn a_fault_without_a_line_of_its_own_has_that_of_its_section() {
     let text = GOOD.replace("urls", "client_id = \"c\" #");
     assert_eq!(
         said(&text),
-        ["line 3: source.mqtt[0].urls: must be set: Brokers, `mqtt://host:port`, tried in turn"]
+        [
+            "line 3: source.mqtt[0].urls: must be set: Brokers, `mqtt://host:port` or with TLS `mqtts://host:port`, \
+             tried in turn"
+        ]
     );
 }
 
@@ -300,7 +303,7 @@ fn a_fault_of_the_environment_names_its_variable() {
             "WAYSIDE__LOG__EPOCH_BYTES = 1: must be 262144 to 67108864",
             "WAYSIDE__REPLICATE__BOOTSTRAP_SERVERS = a:1: must be a list: [..]",
             "WAYSIDE__SOURCE__MQTT__0__NAME = b: no variable sets a key of a list of sections: write it in [[source.mqtt]]",
-            "WAYSIDE__STREAM = []: no variable sets a key of a list of sections: write it in [[stream]]",
+            "WAYSIDE__STREAM = [..]: no variable sets a key of a list of sections: write it in [[stream]]",
             "WAYSIDE__TELEMETRY__LOG_FORMAT = xml: must be one of \"logfmt\", \"json\"",
         ]
     );
@@ -320,6 +323,91 @@ const SHIPPED: &str = include_str!("../../../../deploy/wayside.toml");
 fn the_configuration_that_is_shipped_is_good() {
     let config = parse(SHIPPED).expect("good");
     assert_eq!(config.mqtt[0].routes.len(), 2);
+}
+
+#[test]
+fn what_may_be_a_secret_is_not_repeated() {
+    let with = |lines: &str| said(&GOOD.replace("name = \"broker\"", &format!("name = \"broker\"\n{lines}")));
+    for lines in [
+        "user = \"u\"\npassword = \"hunter2\"",
+        "password = 0xbeef",
+        "pasword_file = \"hunter2\"",
+        "tls.key = \"hunter2\"",
+        "password = hunter2",
+        "password = \"hunter2",
+    ] {
+        let said = with(lines).join("\n");
+        assert!(!said.is_empty() && !said.contains("hunter2") && !said.contains("0xbeef"), "{said}");
+    }
+    assert_eq!(
+        with("user = \"u\"\npassword = \"hunter2\""),
+        [
+            "line 6: source.mqtt[0].password = (not shown): must be file:PATH, env:NAME or credential:NAME; the \
+          secret itself has no place here"
+        ]
+    );
+    let said = with("urls = [\"mqtt://agent:hunter2@broker\"]#").join("\n");
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn what_may_be_a_secret_in_a_variable_is_not_repeated() {
+    for variable in [
+        "REPLICATE__SASL__PASSWORD=hunter2",
+        "REPLICATE__SASL__PASWORD=hunter2",
+        "REPLICATE__TLS__KEY=hunter2",
+        "REPLICATE__SASL={ password = \"hunter2\" }",
+        "REPLICATE__PROPERTIES={ \"sasl.password\" = hunter2 }",
+        "REPLICATE__PROPERTIES={ \"sasl.password\" = \"hunter2\" }",
+        "SOURCE__MQTT=[{ password = \"hunter2\" }]",
+        "SOURCE__MQTT__0__PASSWORD=hunter2",
+    ] {
+        let said = with_variables(&[variable, "REPLICATE__SASL__MECHANISM=PLAIN", "REPLICATE__SASL__USER=u"]);
+        let said = said.expect_err("a fault").to_string();
+        let name = variable.split('=').next().expect("a name");
+        assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn a_secure_broker_is_told_by_its_url() {
+    let url = |url: &str, lines: &str| {
+        let text = GOOD.replace("\"mqtt://127.0.0.1:1883\", \"mqtt://[::1]\"", &format!("\"{url}\""));
+        text.replace("[replicate]", &format!("[source.mqtt.tls]\n{lines}\n[replicate]"))
+    };
+    let config = parse(&url("mqtts://b", "cert_file = \"/c\"\nkey = \"credential:k\"")).expect("good");
+    assert_eq!(config.mqtt[0].brokers, [Broker { host: "b".into(), port: 8883, tls: true }]);
+    assert!(config.mqtt[0].tls.client.is_some());
+    check_faults(&url("mqtt://b", "ca_file = \"/c\""), &["source.mqtt[0].tls = {..}"]);
+    check_faults(&url("mqtts://b", "cert_file = \"/c\""), &["source.mqtt[0].tls.key = \"\""]);
+    check_faults(&url("mqtts://b", "key = \"file:/c\""), &["source.mqtt[0].tls.cert_file = \"\""]);
+    check_faults(&url("mqtts://b", "server_name = \"a b\""), &["source.mqtt[0].tls.server_name = \"a b\""]);
+    check_faults(&GOOD.replace("urls", "password = \"env:P\"\nurls"), &["source.mqtt[0].user = \"\""]);
+}
+
+#[test]
+fn kafka_knows_who_we_are_by_password_token_or_certificate() {
+    let good = |lines: &str| parse(&format!("{GOOD}{lines}")).expect("good").replicate;
+    let tls =
+        good("tls.enabled = true\ntls.cert_file = \"/c\"\ntls.key = \"file:/k\"").tls.expect("it is on");
+    assert!(tls.client.is_some() && tls.ca_file.is_none());
+    let sasl = "sasl.mechanism = \"SCRAM-SHA-512\"\nsasl.user = \"u\"\nsasl.password = \"env:P\"";
+    assert!(matches!(good(sasl).sasl, Some(Sasl::Password { mechanism: SaslMechanism::ScramSha512, .. })));
+    let command = "sasl.mechanism = \"OAUTHBEARER\"\nsasl.token_command = [\"/bin/token\"]";
+    assert!(matches!(good(command).sasl, Some(Sasl::OauthBearer(TokenSource::Command(_)))));
+
+    let faults = |lines: &str, expected: &[&str]| check_faults(&format!("{GOOD}{lines}"), expected);
+    faults("tls.ca_file = \"/c\"", &["replicate.tls.enabled = false"]);
+    faults("sasl.user = \"u\"", &["replicate.sasl.mechanism = "]);
+    faults("sasl.mechanism = \"GSSAPI\"", &["replicate.sasl.mechanism = \"GSSAPI\""]);
+    faults("sasl.mechanism = \"PLAIN\"", &["replicate.sasl.user = \"\"", "replicate.sasl.password = \"\""]);
+    faults("sasl.mechanism = \"OAUTHBEARER\"", &["replicate.sasl.token = \"\""]);
+    faults(
+        "sasl.mechanism = \"PLAIN\"\nsasl.user = \"u\"\nsasl.password = \"hunter2\"",
+        &["replicate.sasl.password = (not shown)"],
+    );
+    faults("properties.\"sasl.password\" = \"hunter2\"", &["replicate.properties = {..}"]);
+    faults("properties.\"sasl.password\" = 12345", &["replicate.properties.sasl.password = (not shown)"]);
 }
 
 #[test]
@@ -359,6 +447,34 @@ fn differences(key: &str, file: &serde_json::Value, schema: &serde_json::Value) 
         value if value == default || by_example => Vec::new(),
         value => vec![format!("{key} = {value}, the default is {default}")],
     }
+}
+
+#[test]
+fn an_endpoint_that_others_can_reach_needs_a_token() {
+    let with = |lines: &str| format!("{GOOD}[telemetry]\n{lines}");
+    for good in [
+        "listen = \"127.0.0.2:9464\"",
+        "listen = \"[::1]:9464\"",
+        "listen = \"[::ffff:127.0.0.1]:9464\"",
+        "listen = \"\"",
+        "listen = \"0.0.0.0:9464\"\ntoken = \"env:TOKEN\"",
+    ] {
+        parse(&with(good)).expect(good);
+    }
+    for open in ["0.0.0.0:9464", "192.168.1.7:9464", "[::]:9464", "[fe80::1]:9464"] {
+        check_faults(&with(&format!("listen = \"{open}\"")), &[&format!("telemetry.listen = \"{open}\"")]);
+    }
+    // The token itself has no place here, and is not shown.
+    check_faults(&with("listen = \"0.0.0.0:9464\"\ntoken = \"hunter2\""), &["telemetry.token = (not shown)"]);
+}
+
+#[test]
+fn the_reserve_is_what_the_engine_needs_or_more() {
+    let reserve = |lines: &str| parse(&format!("{GOOD}[log]\n{lines}")).expect("good").log.reserve_bytes;
+    assert_eq!(reserve(""), 16 << 20);
+    assert_eq!(reserve("epoch_bytes = 1048576"), 10 << 20);
+    assert_eq!(reserve("reserve_bytes = 1000000000"), 1_000_000_000);
+    check_faults(&format!("{GOOD}[log]\nreserve_bytes = 4096"), &["log.reserve_bytes = 4096"]);
 }
 
 #[test]

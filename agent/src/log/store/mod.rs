@@ -181,4 +181,7 @@ pub trait EpochStore: Send {
 
     /// Bytes that all epochs take on the device, an estimate for metrics and bounds.
     fn size_bytes(&self) -> u64;
+
+    /// Bytes that are free on the device; none where nobody knows.
+    fn free_bytes(&self) -> Option<u64>;
 }

@@ -43,6 +43,8 @@ struct Disk {
     quarantined: BTreeSet<EpochId>,
     /// Fails the call after so many more.
     fault: Option<(u32, Fault)>,
+    /// Fails every call.
+    standing_fault: Option<Fault>,
     capacity_bytes: Option<u64>,
     crashes: u64,
 }
@@ -55,21 +57,19 @@ impl Disk {
     }
 
     fn check(&mut self, epoch: EpochId, action: &str) -> Result<(), StoreError> {
-        match &mut self.fault {
-            Some((0, fault)) => {
-                let fault = *fault;
-                self.fault = None;
-                Err(match fault {
-                    Fault::HandleDead => StoreError::HandleDead { epoch, reason: "simulated".into() },
-                    Fault::NoSpace => StoreError::NoSpace { epoch },
-                    Fault::Io => {
-                        StoreError::Io { action: action.into(), source: io::Error::other("simulated") }
-                    }
-                })
-            }
+        let fault = match &mut self.fault {
+            Some((0, _)) => self.fault.take().map(|(_, fault)| fault),
             Some((calls, _)) => {
                 *calls -= 1;
-                Ok(())
+                None
+            }
+            None => None,
+        };
+        match fault.or(self.standing_fault) {
+            Some(Fault::HandleDead) => Err(StoreError::HandleDead { epoch, reason: "simulated".into() }),
+            Some(Fault::NoSpace) => Err(StoreError::NoSpace { epoch }),
+            Some(Fault::Io) => {
+                Err(StoreError::Io { action: action.into(), source: io::Error::other("simulated") })
             }
             None => Ok(()),
         }
@@ -118,6 +118,11 @@ impl SimulatedDisk {
     /// Lets `calls` more calls of the store pass and fails the one after, once. Reads and listings are not counted.
     pub fn fail_after(&self, calls: u32, fault: Fault) {
         self.lock().fault = Some((calls, fault));
+    }
+
+    /// Fails every call of the store from now on, as a dying disk does, until told otherwise. Reads and listings do not fail.
+    pub fn fail_always(&self, fault: Option<Fault>) {
+        self.lock().standing_fault = fault;
     }
 
     /// Lets every call hang, as a dying disk does, until what is returned is dropped.
@@ -361,5 +366,10 @@ impl EpochStore for SimulatedStore {
 
     fn size_bytes(&self) -> u64 {
         self.lock().size_bytes()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        let disk = self.lock();
+        Some(disk.capacity_bytes?.saturating_sub(disk.size_bytes()))
     }
 }

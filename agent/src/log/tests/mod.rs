@@ -168,6 +168,32 @@ fn a_log_at_its_limit_takes_nothing_until_an_epoch_is_trimmed() {
 }
 
 #[test]
+fn a_disk_with_less_than_the_reserve_free_is_not_written_to() {
+    let disk = SimulatedDisk::new();
+    disk.set_capacity_bytes(Some(100_000));
+    let options =
+        LogOptions { reserve_bytes: 60_000, compression: Compression::None, ..LogOptions::default() };
+    let (mut log, _) = Log::open(Box::new(disk.open()), options, metrics()).unwrap();
+    let mut taken = 0;
+    let full = loop {
+        log.append(vec![batch("vehicle", 0, taken..taken + 50)]);
+        taken += 50;
+        if let Err(full) = log.sync() {
+            break full;
+        }
+        assert!(taken < 10_000, "never full");
+    };
+    assert!(
+        full.is_bound() && full.to_string().contains("60000 are to stay free (log.reserve_bytes)"),
+        "{full}"
+    );
+    assert!((40_000..60_000).contains(&log.stats().size_bytes), "{:?}", log.stats());
+    assert_eq!(ids(&read_all(&mut log, EntrySeq(0)).0), (0..taken - 50).collect::<Vec<_>>());
+    disk.set_capacity_bytes(Some(200_000));
+    assert_eq!(ids(&log.sync().unwrap().groups), (taken - 50..taken).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_largest_record_fits_an_entry_without_compression() {
     for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
         let options = LogOptions { compression, ..LogOptions::default() };

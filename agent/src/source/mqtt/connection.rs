@@ -4,16 +4,19 @@ use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    net::TcpStream,
     time::timeout,
 };
 
-use super::wire::{ConnAck, Packet, Reader, WireError, Writer};
-use crate::config::{Broker, MqttSource};
+use super::{
+    tls::{self, TlsError},
+    wire::{ConnAck, Packet, Reader, Refusal, WireError, Writer},
+};
+use crate::{
+    config::{Broker, MqttSource},
+    secret::{Secret, SecretRef, Unreadable},
+};
 
 /// Longest time from the first SYN to CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,12 +37,27 @@ pub(super) enum ConnectionError {
     /// No CONNACK in time.
     #[error("no CONNACK within {} s", CONNECT_TIMEOUT.as_secs())]
     ConnectTimeout,
+    /// The password: the operator has to look.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    /// A password that does not fit a CONNECT: the operator has to look.
+    #[error("the password is longer than the {} bytes that MQTT takes", u16::MAX)]
+    PasswordTooLong,
+    /// A certificate, ours or the broker's: the operator has to look.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The broker does not know us: the operator has to look.
+    #[error("the broker does not let us in ({0}): are user and password of this source right?")]
+    Login(String),
     /// The broker does not want us: the operator has to look.
     #[error("refused by the broker: {0}")]
     Refused(String),
+    /// The broker closed the connection instead of an answer to CONNECT.
+    #[error("closed by the broker before it answered: does this port want TLS (mqtts://)?")]
+    ClosedUnanswered,
     /// TCP.
     #[error("connection broke: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// The broker closed the connection without a word.
     #[error("closed by the broker")]
     Closed,
@@ -60,11 +78,46 @@ pub(super) enum ConnectionError {
     NoSubAck,
 }
 
+impl ConnectionError {
+    /// It does not get better by itself.
+    pub(super) fn needs_operator(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreadable(_) | Self::PasswordTooLong | Self::Tls(_) | Self::Login(_) | Self::Refused(_)
+        )
+    }
+
+    /// The broker has hung up without a word.
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Io(error) => error.kind() == io::ErrorKind::ConnectionReset,
+            _ => false,
+        }
+    }
+}
+
+impl From<io::Error> for ConnectionError {
+    fn from(error: io::Error) -> Self {
+        match TlsError::of(&error) {
+            Some(error) => Self::Tls(error),
+            // TLS that ends without a word.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Closed,
+            None => Self::Io(error),
+        }
+    }
+}
+
+/// TCP, or TLS over it.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// A connection after a CONNACK that accepts it.
-#[derive(Debug)]
 pub(super) struct Connection {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf<Box<dyn Stream>>,
+    write: WriteHalf<Box<dyn Stream>>,
+    /// Something was written that TLS may still hold.
+    unflushed: bool,
     inbound: BytesMut,
     reader: Reader,
     /// Packets to send; they leave with [`Connection::exchange`].
@@ -105,34 +158,56 @@ impl Connection {
         source: &MqttSource,
         clean: bool,
     ) -> Result<Self, ConnectionError> {
+        // Read for each connection, so that a new password or certificate needs no restart.
+        let tls = broker.tls.then(|| tls::connector(broker, &source.tls)).transpose()?;
+        let password = source.login.as_ref().and_then(|login| login.password.as_ref());
+        let password = password.map(SecretRef::load).transpose()?;
+        if password.as_ref().is_some_and(|password| password.expose().len() > usize::from(u16::MAX)) {
+            return Err(ConnectionError::PasswordTooLong);
+        }
         let stream = TcpStream::connect((broker.host.as_str(), broker.port))
             .await
             .map_err(ConnectionError::Connect)?;
         // Answers are gathered here, per window; the kernel shall not hold them back once more.
         stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
+        let stream: Box<dyn Stream> = match tls {
+            Some((connector, name)) => Box::new(connector.connect(name, stream).await?),
+            None => Box::new(stream),
+        };
+        let (read, write) = tokio::io::split(stream);
         let mut connection = Self {
             read,
             write,
+            unflushed: false,
             inbound: BytesMut::new(),
             reader: Reader::new(source),
             writer: Writer::new(source.version),
             ack: ConnAck::default(),
         };
-        connection.writer.connect(source, clean);
-        connection.write.write_all_buf(connection.writer.buffer()).await?;
-        let packet = loop {
-            if let Some(packet) = connection.packet()? {
-                break packet;
-            }
-            connection.receive().await?;
+        let password = password.as_ref().map_or("", Secret::expose);
+        let login = source.login.as_ref().map(|login| (&*login.user, password));
+        connection.writer.connect(source, login, clean);
+        connection.ack = match connection.conn_ack().await {
+            Err(error) if !broker.tls && error.is_end() => return Err(ConnectionError::ClosedUnanswered),
+            answer => answer?,
         };
-        let Packet::ConnAck(ack) = packet else { return Err(ConnectionError::Unexpected) };
-        if let Some(refusal) = ack.refusal {
-            return Err(ConnectionError::Refused(refusal));
+        match connection.ack.refusal.take() {
+            None => Ok(connection),
+            Some(Refusal { reason, is_login: true }) => Err(ConnectionError::Login(reason)),
+            Some(Refusal { reason, .. }) => Err(ConnectionError::Refused(reason)),
         }
-        connection.ack = ack;
-        Ok(connection)
+    }
+
+    /// Sends CONNECT and waits for the answer.
+    async fn conn_ack(&mut self) -> Result<ConnAck, ConnectionError> {
+        self.flush().await?;
+        loop {
+            match self.packet()? {
+                Some(Packet::ConnAck(ack)) => return Ok(ack),
+                Some(_) => return Err(ConnectionError::Unexpected),
+                None => self.receive().await?,
+            }
+        }
     }
 
     /// The next packet that has arrived whole.
@@ -149,14 +224,13 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`]: the connection is gone.
     pub(super) async fn exchange(&mut self, reading: bool) -> Result<Exchanged, ConnectionError> {
-        let sending = !self.writer.is_empty();
+        let sending = !self.writer.is_empty() || self.unflushed;
         let before = self.make_room();
         tokio::select! {
             biased;
-            sent = self.write.write_buf(self.writer.buffer()), if sending => match sent? {
-                0 => Err(ConnectionError::Closed),
-                _ => Ok(Exchanged::Sent),
-            },
+            sent = send(&mut self.write, self.writer.buffer(), &mut self.unflushed), if sending => {
+                sent.map(|()| Exchanged::Sent)
+            }
             received = self.read.read_buf(&mut self.inbound), if reading => match received? {
                 0 => Err(ConnectionError::Closed),
                 _ => Ok(Exchanged::Received { full: self.inbound.len() == before }),
@@ -170,7 +244,9 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`]: the connection is gone.
     pub(super) async fn flush(&mut self) -> Result<(), ConnectionError> {
-        self.write.write_all_buf(self.writer.buffer()).await?;
+        while !self.writer.is_empty() || self.unflushed {
+            send(&mut self.write, self.writer.buffer(), &mut self.unflushed).await?;
+        }
         Ok(())
     }
 
@@ -189,4 +265,24 @@ impl Connection {
         }
         self.inbound.capacity()
     }
+}
+
+/// Writes some of `buffer`, and makes TLS give away what it holds when that was the last. Cancel-safe: what was written is
+/// gone from `buffer`, and `unflushed` says whether more is to be done.
+async fn send(
+    write: &mut WriteHalf<Box<dyn Stream>>,
+    buffer: &mut BytesMut,
+    unflushed: &mut bool,
+) -> Result<(), ConnectionError> {
+    if !buffer.is_empty() {
+        *unflushed = true;
+        if write.write_buf(buffer).await? == 0 {
+            return Err(ConnectionError::Closed);
+        }
+    }
+    if buffer.is_empty() {
+        write.flush().await?;
+        *unflushed = false;
+    }
+    Ok(())
 }

@@ -45,6 +45,8 @@ fn packets<'a>(
         receive_maximum: 10,
         max_packet_bytes: PACKET_BYTES_MAX,
         reconnect: Backoff { min: Duration::ZERO, max: Duration::ZERO },
+        login: None,
+        tls: crate::config::MqttTls::default(),
         routes: Vec::new(),
     });
     let (mut buffer, mut packets) = (BytesMut::new(), Vec::new());

@@ -34,6 +34,7 @@ pub(crate) mod fuzz;
 mod session;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod wire;
 
 use std::{pin::Pin, time::Duration};
@@ -369,7 +370,7 @@ impl Source {
             _ if self.causes[broker] == text => {
                 debug!(source, broker = address, error = text, "no connection")
             }
-            ConnectionError::Refused(_) => error!(source, broker = address, error = text, "no connection"),
+            _ if error.needs_operator() => error!(source, broker = address, error = text, "no connection"),
             _ => warn!(source, broker = address, error = text, "no connection"),
         }
         self.causes[broker] = text;

@@ -2,12 +2,13 @@
 
 mod played;
 mod real;
+mod secure;
 
 use std::{sync::LazyLock, time::Duration};
 
 use super::*;
 use crate::{
-    config::{Backoff, Broker, MqttVersion, Qos, Route, RouteDecode, Value},
+    config::{Backoff, Broker, MqttTls, MqttVersion, Qos, Route, RouteDecode, Value},
     record::{StreamName, header},
     source::testing::FakePipeline,
 };
@@ -25,7 +26,12 @@ fn config(version: MqttVersion, qos: Qos, ports: &[u16]) -> MqttSource {
     };
     MqttSource {
         name: "test".into(),
-        brokers: ports.iter().map(|port| Broker { host: "127.0.0.1".into(), port: *port }).collect(),
+        brokers: ports
+            .iter()
+            .map(|port| Broker { host: "127.0.0.1".into(), port: *port, tls: false })
+            .collect(),
+        login: None,
+        tls: MqttTls::default(),
         version,
         client_id: "wayside-test".into(),
         qos,

@@ -41,11 +41,20 @@ pub(super) struct Publish {
     pub(super) retain: bool,
 }
 
+/// Why a broker does not accept a CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// What the broker says.
+    pub(super) reason: String,
+    /// It is about user and password.
+    pub(super) is_login: bool,
+}
+
 /// Answer to CONNECT.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ConnAck {
-    /// `None` if accepted, else what the broker says.
-    pub(super) refusal: Option<String>,
+    /// `None` if accepted.
+    pub(super) refusal: Option<Refusal>,
     /// The broker has the session of an earlier connection.
     pub(super) session_present: bool,
     /// Keep-alive that the broker demands, in seconds.
@@ -218,7 +227,13 @@ fn from_v3(frame: &mut BytesMut) -> Result<Packet, WireError> {
             retain: publish.retain,
         }),
         v3::v4::Packet::ConnAck(ack) => Packet::ConnAck(ConnAck {
-            refusal: (ack.code != v3::v4::ConnectReturnCode::Success).then(|| format!("{:?}", ack.code)),
+            refusal: (ack.code != v3::v4::ConnectReturnCode::Success).then(|| Refusal {
+                reason: format!("{:?}", ack.code),
+                is_login: matches!(
+                    ack.code,
+                    v3::v4::ConnectReturnCode::BadUserNamePassword | v3::v4::ConnectReturnCode::NotAuthorized
+                ),
+            }),
             session_present: ack.session_present,
             ..ConnAck::default()
         }),
@@ -255,7 +270,14 @@ fn from_v5(frame: &mut BytesMut) -> Result<Packet, WireError> {
             let refused = ack.code != v5::v5::ConnectReturnCode::Success;
             let text = properties.and_then(|p| p.reason_string.as_deref());
             Packet::ConnAck(ConnAck {
-                refusal: refused.then(|| with_text(format!("{:?}", ack.code), text)),
+                refusal: refused.then(|| Refusal {
+                    reason: with_text(format!("{:?}", ack.code), text),
+                    is_login: matches!(
+                        ack.code,
+                        v5::v5::ConnectReturnCode::BadUserNamePassword
+                            | v5::v5::ConnectReturnCode::NotAuthorized
+                    ),
+                }),
                 session_present: ack.session_present,
                 keep_alive_s: properties.and_then(|p| p.server_keep_alive),
                 session_expiry_s: properties.and_then(|p| p.session_expiry_interval),
@@ -325,14 +347,18 @@ impl Writer {
         self.buffer.is_empty()
     }
 
-    /// CONNECT to the persistent session of `source`, or with `clean` to a new one.
-    pub(super) fn connect(&mut self, source: &MqttSource, clean: bool) {
+    /// CONNECT to the persistent session of `source`, or with `clean` to a new one, with user and password if there are any.
+    pub(super) fn connect(&mut self, source: &MqttSource, login: Option<(&str, &str)>, clean: bool) {
         let keep_alive = u16::try_from(source.keep_alive.as_secs()).unwrap_or(u16::MAX);
         match self.version {
             MqttVersion::V3 => {
                 let mut connect = v3::v4::Connect::new(source.client_id.as_str());
                 connect.keep_alive = keep_alive;
                 connect.clean_session = clean;
+                connect.login = login.map(|(user, password)| v3::v4::Login {
+                    username: user.to_owned(),
+                    password: password.to_owned(),
+                });
                 fits(connect.write(&mut self.buffer));
             }
             MqttVersion::V5 => {
@@ -347,7 +373,11 @@ impl Writer {
                     clean_start: clean,
                     properties: Some(properties),
                 };
-                fits(connect.write(&None, &None, &mut self.buffer));
+                let login = login.map(|(user, password)| v5::v5::Login {
+                    username: user.to_owned(),
+                    password: password.to_owned(),
+                });
+                fits(connect.write(&None, &login, &mut self.buffer));
             }
         }
     }
@@ -431,12 +461,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Backoff;
+    use crate::config::{Backoff, MqttTls};
 
     fn reader(version: MqttVersion) -> Reader {
         Reader::new(&MqttSource {
             name: "test".into(),
             brokers: Vec::new(),
+            login: None,
+            tls: MqttTls::default(),
             version,
             client_id: "test".into(),
             qos: Qos::AtLeastOnce,

@@ -16,9 +16,9 @@
 //! Everything else in it belongs to somebody else and is left alone.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -105,7 +105,7 @@ pub(in crate::log) struct DataDir {
 }
 
 impl DataDir {
-    /// Creates the directory if it is missing and locks it.
+    /// Creates the directory if it is missing, closes it to everybody else, and locks it.
     pub(in crate::log) fn open(path: &Path, ballast_bytes: u64) -> Result<Self, OpenError> {
         let failed = |source| OpenError::of(path, source);
         let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
@@ -115,6 +115,9 @@ impl DataDir {
             // Without its name the directory is gone after a power cut, with all that it acknowledged.
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
             complain(parent, "sync", sync_dir(parent));
+        }
+        if fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o077 != 0) {
+            complain(path, "close to others", fs::set_permissions(path, Permissions::from_mode(0o700)));
         }
         let lock = OpenOptions::new()
             .create(true)

@@ -82,6 +82,15 @@ impl Failure {
         }
     }
 
+    /// Whether the disk takes no writes, which says nothing about what is on it.
+    pub(super) fn is_of_writing(&self) -> bool {
+        match self {
+            Self::NoSpace => true,
+            Self::Transient(error) => error.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            Self::Locked | Self::Broken(_) => false,
+        }
+    }
+
     /// In words, for errors that carry text.
     pub(super) fn into_reason(self) -> String {
         match self {

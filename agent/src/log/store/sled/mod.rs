@@ -36,8 +36,7 @@ pub(in crate::log) const MEMORY_DIR: &str = "/dev/shm";
 pub struct SledOptions {
     /// Bytes at which an epoch is full. Also what bounds memory: sled keeps an epoch in it.
     pub epoch_bytes: u64,
-    /// Free space below which no new epoch is begun, so that what is there can always be read, and the last epoch be
-    /// finished.
+    /// Free space that the ballast leaves.
     pub reserve_bytes: u64,
     /// Bytes set aside and given back when other processes have filled the disk: sled writes even to open. 0 is none.
     pub ballast_bytes: u64,
@@ -50,7 +49,7 @@ impl SledOptions {
     pub fn for_epoch_bytes(epoch_bytes: u64) -> Self {
         Self {
             epoch_bytes,
-            reserve_bytes: epoch_bytes.saturating_mul(2).saturating_add(8 << 20),
+            reserve_bytes: reserve_bytes_min(epoch_bytes),
             ballast_bytes: 4 << 20,
             timeout: Duration::from_secs(30),
         }
@@ -61,6 +60,12 @@ impl Default for SledOptions {
     fn default() -> Self {
         Self::for_epoch_bytes(8 << 20)
     }
+}
+
+/// Free space that the engine needs beside epochs of `epoch_bytes`: to finish the last one, and since sled writes even to
+/// open what is there.
+pub const fn reserve_bytes_min(epoch_bytes: u64) -> u64 {
+    epoch_bytes.saturating_mul(2).saturating_add(8 << 20)
 }
 
 /// A data directory with one sled Db for each epoch.
@@ -195,8 +200,8 @@ impl SledStore {
         if matches!(opened, Err(Failure::NoSpace)) && self.dir.drop_ballast() {
             opened = ReadEpoch::open(epoch, &path, self.options.timeout);
         }
-        if matches!(opened, Err(Failure::NoSpace)) {
-            tracing::warn!(%epoch, "disk full: the epoch is read from a copy in memory");
+        if opened.as_ref().is_err_and(Failure::is_of_writing) {
+            tracing::warn!(%epoch, "the disk takes no writes: the epoch is read from a copy in memory");
             opened = ReadEpoch::open_in_memory(epoch, &path, Path::new(MEMORY_DIR), self.options.timeout);
         }
         match opened {
@@ -241,9 +246,6 @@ impl EpochStore for SledStore {
     fn create(&mut self, epoch: EpochId) -> Result<(), StoreError> {
         self.close_write();
         if let Ok(free_bytes) = self.dir.free_bytes() {
-            if free_bytes < self.options.reserve_bytes {
-                return Err(StoreError::NoSpace { epoch });
-            }
             self.dir.take_ballast(free_bytes, self.options.reserve_bytes);
         }
         let created = self
@@ -373,6 +375,10 @@ impl EpochStore for SledStore {
 
     fn size_bytes(&self) -> u64 {
         self.sizes.values().sum()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.dir.free_bytes().ok()
     }
 }
 

@@ -145,15 +145,6 @@ fn a_start_finishes_to_put_what_was_written_again_in_its_place() {
     assert!(!path("new-0000000000000028").exists());
 }
 
-#[test]
-fn below_the_reserve_no_epoch_is_begun() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = SledOptions { reserve_bytes: u64::MAX, ..test_options() };
-    let mut store = SledStore::open(dir.path(), options).unwrap();
-    assert!(matches!(store.create(id(0)), Err(StoreError::NoSpace { .. })));
-    assert!(!dir.path().join("e-0000000000000000").exists());
-}
-
 /// A tmpfs of 48 MB, unmounted at the end.
 struct SmallDisk(tempfile::TempDir);
 
@@ -176,11 +167,21 @@ impl SmallDisk {
     fn path(&self) -> &Path {
         self.0.path()
     }
+
+    /// Lets nobody write to what is opened from now on.
+    fn write_protect(&self) {
+        let status = Command::new("mount").args(["-o", "bind,ro"]).args([self.path(), self.path()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    fn unmount(&self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
+        self.unmount();
     }
 }
 
@@ -260,6 +261,23 @@ fn a_start_on_a_disk_without_a_free_byte_reads_from_memory() {
     drop(filler);
     fs::remove_file(disk.path().join("filler")).unwrap();
     write_epoch(&mut store, 60);
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_read_from_memory_and_written_again_later() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let mut store = SledStore::open(disk.path(), test_options()).unwrap();
+    for epoch in 0..3 {
+        write_epoch(&mut store, epoch * 20);
+    }
+    disk.write_protect();
+    assert!(matches!(store.create(id(60)), Err(StoreError::HandleDead { .. })));
+    for epoch in 0..3 {
+        assert_eq!(read_count(&mut store, id(epoch * 20)), 20);
+    }
+    disk.unmount();
+    write_epoch(&mut store, 60);
+    assert_eq!(read_count(&mut store, id(60)), 20);
 }
 
 /// Reads an epoch to its end, without a hole; returns where that is.

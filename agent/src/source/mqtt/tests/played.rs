@@ -408,8 +408,8 @@ fn a_refusal_names_its_reason_and_the_next_broker_is_tried() {
         let second = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let nobody = free_address();
         let port = second.local_addr().expect("has an address").port();
-        config.brokers.push(Broker { host: "127.0.0.1".into(), port: nobody.port() });
-        config.brokers.push(Broker { host: "127.0.0.1".into(), port });
+        config.brokers.push(Broker { host: "127.0.0.1".into(), port: nobody.port(), tls: false });
+        config.brokers.push(Broker { host: "127.0.0.1".into(), port, tls: false });
         let mut pipeline = start(config);
         let mut peer = Peer::accept_silently(&listener).await;
         peer.packet().await;

@@ -8,19 +8,19 @@ use super::*;
 use crate::source::testing::{Mosquitto, on_one_thread, within};
 
 /// A device that publishes with MQTT 3.1.1.
-struct Device {
+pub(super) struct Device {
     client: AsyncClient,
     events: EventLoop,
 }
 
 impl Device {
-    fn new(port: u16) -> Self {
+    pub(super) fn new(port: u16) -> Self {
         let (client, events) = AsyncClient::new(MqttOptions::new("device", "127.0.0.1", port), 100);
         Self { client, events }
     }
 
     /// Publishes with QoS 1 and waits until the broker has it.
-    async fn publish(&mut self, topic: &str, retain: bool, payload: String) {
+    pub(super) async fn publish(&mut self, topic: &str, retain: bool, payload: String) {
         self.client.publish(topic, QoS::AtLeastOnce, retain, payload).await.expect("takes it");
         within("the broker's PUBACK", async {
             while !matches!(self.events.poll().await, Ok(Event::Incoming(Packet::PubAck(_)))) {}
@@ -32,7 +32,7 @@ impl Device {
 const CONNECTED: &str = "wayside_source_connected{source=\"test\"} 1";
 
 /// Waits until the subscriptions work: a broker may take SUBSCRIBE after the device's first message.
-async fn subscribed(pipeline: &mut FakePipeline, device: &mut Device) {
+pub(super) async fn subscribed(pipeline: &mut FakePipeline, device: &mut Device) {
     // A session may still hold an earlier call's messages.
     static CALLS: AtomicU32 = AtomicU32::new(0);
     let call = CALLS.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,139 @@
+//! Small file systems, to be filled and broken.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+
+use crate::{note, process};
+
+/// A file system of its own, gone when dropped or when the test process ends.
+pub struct Disk {
+    mount_point: PathBuf,
+    /// The image of an ext4.
+    image: Option<PathBuf>,
+    /// Waits for the end of this pipe, then clears up.
+    _janitor: ChildStdin,
+}
+
+impl Disk {
+    /// A file system in memory of `mebibytes`, or `None` with a note where nothing can be mounted.
+    pub fn tmpfs(mebibytes: u32) -> Option<Self> {
+        let disk = Self::prepare();
+        let mount_point = disk.mount_point.clone();
+        let size = format!("size={mebibytes}m");
+        disk.mounted(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(mount_point))
+    }
+
+    /// An ext4 of `mebibytes` in a file, with no blocks kept for root; or `None` with a note where nothing can be mounted.
+    pub fn ext4(mebibytes: u32) -> Option<Self> {
+        let mut disk = Self::prepare();
+        let image = disk.mount_point.with_file_name("image");
+        let file = File::create(&image).expect("our directory is writable");
+        file.set_len(u64::from(mebibytes) << 20).expect("a file with a hole takes no space");
+        run(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-m", "0"]).arg(&image));
+        disk.image = Some(image);
+        let mount = &mut disk.mount_image();
+        disk.mounted(mount)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Takes all the space that is left, as another process would, until what is returned is dropped.
+    pub fn fill(&self) -> Filler {
+        let filler = Filler(self.mount_point.join("filler"));
+        filler.fill_up();
+        filler
+    }
+
+    /// Makes an ext4 do what it does after an error of its device: it goes read-only, for as long as it is mounted.
+    pub fn abort(&self) {
+        run(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.mount_point));
+    }
+
+    /// Mounts an ext4 anew that nobody uses any more.
+    pub fn mount_again(&self) {
+        run(Command::new("umount").arg(&self.mount_point));
+        run(&mut self.mount_image());
+    }
+
+    /// Makes everything that is opened below it read-only until what is returned is dropped; what is open stays as it is.
+    pub fn write_protect(&self) -> Protection {
+        let path = self.mount_point.as_path();
+        run(Command::new("mount").args(["-o", "bind,ro"]).args([path, path]));
+        Protection(path.to_owned())
+    }
+
+    fn prepare() -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("wayside-disk-")
+            .tempdir()
+            .expect("the directory for temporary files is writable")
+            .keep();
+        let mount_point = directory.join("disk");
+        std::fs::create_dir(&mount_point).expect("our directory is writable");
+        let script =
+            "trap '' INT TERM; read -r _; umount --lazy \"$1/disk\"; rm -rf --one-file-system \"$1\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "janitor"]).arg(&directory).stdin(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let janitor = process::spawn(command).stdin.take().expect("it was asked for a pipe");
+        Self { mount_point, image: None, _janitor: janitor }
+    }
+
+    fn mount_image(&self) -> Command {
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop"]).args(&self.image).arg(&self.mount_point);
+        command
+    }
+
+    fn mounted(self, mount: &mut Command) -> Option<Self> {
+        let output = mount.output().expect("`mount` of util-linux can be started");
+        if output.status.success() {
+            return Some(self);
+        }
+        let cause = String::from_utf8_lossy(&output.stderr);
+        note(&format!("skipped: needs the right to mount a file system: {}", cause.trim()));
+        None
+    }
+}
+
+/// Another process's file.
+pub struct Filler(PathBuf);
+
+impl Filler {
+    /// Takes what has become free meanwhile.
+    pub fn fill_up(&self) {
+        let mut file =
+            File::options().create(true).append(true).open(&self.0).expect("an empty file always fits");
+        for bytes in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![1; bytes]).is_ok() {}
+        }
+        // Ext4 finds some room only when it must.
+        file.sync_all().ok();
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).expect("it was made");
+    }
+}
+
+/// See [`Disk::write_protect`].
+pub struct Protection(PathBuf);
+
+impl Drop for Protection {
+    fn drop(&mut self) {
+        run(Command::new("umount").args(["--lazy"]).arg(&self.0));
+    }
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.output().expect("util-linux and e2fsprogs are on every Debian");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
