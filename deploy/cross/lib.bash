@@ -66,6 +66,8 @@ use_linux_target() {
   cargo_variable=CARGO_TARGET_${target^^}
   cargo_variable=${cargo_variable//-/_}
   export "${cargo_variable}_LINKER=$gnu-gcc"
+  # For a small binary: the linker leaves out each C function that nobody calls, and no C code is unwound.
+  export "CFLAGS_${target//-/_}=-ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables"
   local directory
   directory=$(realpath -m "${CARGO_TARGET_DIR:-target}")/cross
   # The same library crates for programs and for tests, so that nothing is built twice.
