@@ -11,8 +11,9 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! [`pipeline`] joins them from [`parts`]. Around it: [`config`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
+//! [`pipeline`] joins them from [`parts`]. Around it: [`access`], [`config`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
 
+pub mod access;
 pub mod batch;
 pub mod cli;
 pub mod commit;
