@@ -28,17 +28,22 @@ use crate::{
     log::RECORD_BYTES_MAX,
     record::{ContentType, DeviceId, Received, Record, StreamName},
 };
-pub use crate::{log::fuzz::log, replicate::cursor::fuzz::cursor, source::mqtt::fuzz::mqtt};
+pub use crate::{
+    log::fuzz::log,
+    replicate::cursor::fuzz::cursor,
+    source::{http::fuzz::http, mqtt::fuzz::mqtt},
+};
 
 /// A body: it panics where something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Every target with its name, which is that of its corpus.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("acl", acl),
     ("config", config),
     ("cursor", cursor),
     ("hfp", hfp),
+    ("http", http),
     ("json", json),
     ("log", log),
     ("mqtt", mqtt),

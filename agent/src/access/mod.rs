@@ -1,9 +1,11 @@
 //! Who may do what: files in Mosquitto's formats, so that an installation keeps those that it has.
 //!
-//! Pure: text in, decisions out. [`passwords`] says who somebody is, [`acl`] what they may read and write.
+//! Pure: text in, decisions out. [`passwords`] says who somebody is, [`acl`] what they may read and write. [`tokens`], whose
+//! format is our own, says both for HTTP.
 
 pub mod acl;
 pub mod passwords;
+pub mod tokens;
 
 use std::fmt;
 
