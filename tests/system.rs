@@ -7,6 +7,7 @@ mod catch_up;
 mod check;
 mod crash;
 mod delivery;
+mod http;
 mod journey;
 mod noise;
 mod policies;
