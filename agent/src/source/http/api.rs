@@ -33,6 +33,8 @@ pub(super) struct Api {
     /// `None` lets everybody in.
     tokens: Option<TokenFile>,
     record_bytes_max: usize,
+    /// Bytes of the records of one request: a body of two-byte lines takes a hundred times its size.
+    request_bytes_max: usize,
 }
 
 /// The JSON decoders of a stream.
@@ -67,7 +69,8 @@ enum Format {
 }
 
 impl Api {
-    /// Prepares the routes of `config`. Records larger than `record_bytes_max`, by [`Record::size_bytes`], are refused.
+    /// Prepares the routes of `config`. Records larger than `record_bytes_max`, by [`Record::size_bytes`], are refused, and
+    /// requests whose records have more than `request_bytes_max` together.
     ///
     /// # Errors
     /// [`RouteError`] of the first route that cannot be used; the config was checked for it.
@@ -75,6 +78,7 @@ impl Api {
         config: &HttpSource,
         tokens: Option<TokenFile>,
         record_bytes_max: usize,
+        request_bytes_max: usize,
     ) -> Result<Self, RouteError> {
         let streams = config.routes.iter().map(|route| {
             let decoder = |device: &DeviceFrom| {
@@ -94,6 +98,7 @@ impl Api {
             topic_prefix: format!("{}.", config.environment),
             tokens,
             record_bytes_max,
+            request_bytes_max,
         })
     }
 
@@ -167,27 +172,27 @@ impl Api {
         body: &Bytes,
         received: Received,
     ) -> Result<Vec<Record>, Refusal> {
-        let flawed = Refusal::Malformed;
-        let mut records = match &admitted.format {
-            Format::Raw(device) => vec![raw_record(&admitted.stream, device.clone(), body.clone(), received)],
+        let mut batch = Batch { api: self, admitted, records: Vec::new(), size_bytes: 0 };
+        match &admitted.format {
+            Format::Raw(device) => {
+                batch.push(raw_record(&admitted.stream, device.clone(), body.clone(), received))?;
+            }
             Format::Json(device) => {
                 let record = self.json(admitted, device.as_ref(), body, received);
-                vec![record.map_err(|error| flawed(flaw(&error, None)))?]
+                batch.push(record.map_err(|error| flaw(&error, None))?)?;
             }
             Format::Lines(device) => {
-                let mut records = Vec::new();
                 for (line, text) in (1..).zip(body.split(|byte| *byte == b'\n')) {
                     let text = body.slice_ref(text.trim_ascii());
                     if !text.is_empty() {
                         let record = self.json(admitted, device.as_ref(), &text, received);
-                        records.push(record.map_err(|error| flawed(flaw(&error, Some(line))))?);
+                        batch.push(record.map_err(|error| flaw(&error, Some(line)))?)?;
                     }
                 }
-                records
             }
             Format::Produce(embedded) => {
-                let produced = produce::parse(*embedded, body).map_err(flawed)?;
-                let record = |(index, produced): (usize, produce::Produced)| {
+                for (index, produced) in produce::parse(*embedded, body)?.enumerate() {
+                    let produced = produced?;
                     let record = match embedded {
                         produce::Embedded::Json => {
                             self.json(admitted, produced.device.as_ref(), &produced.value, received)
@@ -197,27 +202,19 @@ impl Api {
                             .ok_or(JsonError::DeviceMissing("key".into()))
                             .map(|device| raw_record(&admitted.stream, device, produced.value, received)),
                     };
-                    record.map_err(|error| {
-                        flawed(Flaw { record: Some(index), what: error.to_string(), ..Flaw::default() })
-                    })
-                };
-                produced.into_iter().enumerate().map(record).collect::<Result<_, _>>()?
-            }
-        };
-        if records.is_empty() {
-            return Err(flawed(Flaw { what: "there is no record".into(), ..Flaw::default() }));
-        }
-        for (index, record) in records.iter_mut().enumerate() {
-            if let Some(key) = &admitted.idempotency_key {
-                let value = [key, format!(".{index}").as_bytes()].concat().into();
-                record.headers.push(RecordHeader { name: record::header::IDEMPOTENCY_KEY.into(), value });
-            }
-            if record.size_bytes() > self.record_bytes_max {
-                let what = format!("the record is larger than {} bytes", self.record_bytes_max);
-                return Err(Refusal::RecordTooLarge(Flaw { record: Some(index), what, ..Flaw::default() }));
+                    let flaw = |error: JsonError| Flaw {
+                        record: Some(index),
+                        what: error.to_string(),
+                        ..Flaw::default()
+                    };
+                    batch.push(record.map_err(flaw)?)?;
+                }
             }
         }
-        Ok(records)
+        if batch.records.is_empty() {
+            return Err(Flaw { what: "there is no record".into(), ..Flaw::default() }.into());
+        }
+        Ok(batch.records)
     }
 
     /// The record of a document: of `device`, or else of the device that the document names.
@@ -234,6 +231,34 @@ impl Api {
             (None, Some(pointed)) => pointed.decode("", document, received),
             (None, None) => Err(JsonError::DeviceMissing("?device= or key".into())),
         }
+    }
+}
+
+/// The records of a request, as far as they are decoded.
+struct Batch<'a> {
+    api: &'a Api,
+    admitted: &'a Admitted,
+    records: Vec<Record>,
+    size_bytes: usize,
+}
+
+impl Batch<'_> {
+    fn push(&mut self, mut record: Record) -> Result<(), Refusal> {
+        let index = self.records.len();
+        if let Some(key) = &self.admitted.idempotency_key {
+            let value = [key, format!(".{index}").as_bytes()].concat().into();
+            record.headers.push(RecordHeader { name: record::header::IDEMPOTENCY_KEY.into(), value });
+        }
+        if record.size_bytes() > self.api.record_bytes_max {
+            let what = format!("the record is larger than {} bytes", self.api.record_bytes_max);
+            return Err(Refusal::RecordTooLarge(Flaw { record: Some(index), what, ..Flaw::default() }));
+        }
+        self.size_bytes += record.size_bytes();
+        if self.size_bytes > self.api.request_bytes_max {
+            return Err(Refusal::TooMany(self.api.request_bytes_max));
+        }
+        self.records.push(record);
+        Ok(())
     }
 }
 

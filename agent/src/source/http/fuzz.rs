@@ -35,7 +35,7 @@ fn api() -> Api {
         environment: "e".into(),
         routes: vec![route],
     };
-    Api::new(&config, None, RECORD_BYTES_MAX).expect("a route")
+    Api::new(&config, None, RECORD_BYTES_MAX, usize::MAX).expect("a route")
 }
 
 fn decode(content_type: &'static str, body: &[u8]) -> Result<Vec<Record>, Refusal> {

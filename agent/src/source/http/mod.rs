@@ -6,7 +6,7 @@
 //! * **All or nothing**: a body in which one record is wrong is refused as a whole, with the place.
 //! * **Back-pressure**: nothing waits for room. Where there is none, for the body or for its records in the intake, the answer is
 //!   503 with a `Retry-After`, spread so that a thousand devices do not come back at once.
-//! * **Bounds**: connections, bytes of a body and of all bodies together, time without a request's head, time of a body, time
+//! * **Bounds**: connections, bytes of a body, of its records and of all bodies together, time without a request's head, time of a body, time
 //!   until the commit, and time that a client leaves its answer unread.
 //! * **Shutdown**: no more connections; what was taken is answered (at most 5 s).
 //!
@@ -135,7 +135,8 @@ impl Source {
 
     async fn open(&self) -> Result<(TcpListener, Arc<Api>), String> {
         let tokens = self.config.token_file.as_deref().map(read_tokens).transpose()?;
-        let api = Api::new(&self.config, tokens, self.record_bytes_max).map_err(|error| error.to_string())?;
+        let api = Api::new(&self.config, tokens, self.record_bytes_max, self.context.intake.limit_bytes());
+        let api = api.map_err(|error| error.to_string())?;
         let listener = TcpListener::bind(self.config.listen).await;
         let listener =
             listener.map_err(|error| format!("cannot listen on {}: {error}", self.config.listen))?;

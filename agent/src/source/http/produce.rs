@@ -76,11 +76,14 @@ impl Answer {
     }
 }
 
-/// The records in `body`.
+/// The records in `body`, each decoded when it is asked for.
 ///
 /// # Errors
-/// The first [`Flaw`].
-pub(super) fn parse(embedded: Embedded, body: &Bytes) -> Result<Vec<Produced>, Flaw> {
+/// The body is no call. What is wrong with a record is in its place.
+pub(super) fn parse(
+    embedded: Embedded,
+    body: &Bytes,
+) -> Result<impl Iterator<Item = Result<Produced, Flaw>>, Flaw> {
     let parsed: Body<'_> = serde_json::from_slice(body).map_err(|error| {
         let what = format!("not a produce request: {error}");
         let what = what.split(" at line ").next().unwrap_or_default().to_owned();
@@ -92,10 +95,9 @@ pub(super) fn parse(embedded: Embedded, body: &Bytes) -> Result<Vec<Produced>, F
         }
     })?;
     let entries = parsed.records.into_iter().enumerate();
-    let produced = entries.map(|(index, entry)| {
+    Ok(entries.map(move |(index, entry)| {
         entry.decode(embedded, body).map_err(|what| Flaw { record: Some(index), what, ..Flaw::default() })
-    });
-    produced.collect()
+    }))
 }
 
 impl Entry<'_> {

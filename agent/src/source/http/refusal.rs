@@ -39,6 +39,9 @@ pub(super) enum Refusal {
     /// A body over the limit.
     #[error("the body has more than {0} bytes")]
     TooLarge(usize),
+    /// More records than the intake holds.
+    #[error("the records take more than {0} bytes in the gateway: send fewer at once")]
+    TooMany(usize),
     /// A record over the limit.
     #[error("{0}")]
     RecordTooLarge(Flaw),
@@ -67,6 +70,12 @@ pub(super) struct Flaw {
     pub(super) column: Option<usize>,
     /// In words.
     pub(super) what: String,
+}
+
+impl From<Flaw> for Refusal {
+    fn from(flaw: Flaw) -> Self {
+        Self::Malformed(flaw)
+    }
 }
 
 impl fmt::Display for Flaw {
@@ -104,7 +113,7 @@ impl Refusal {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::TooLarge(_) | Self::RecordTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge(_) | Self::TooMany(_) | Self::RecordTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Full | Self::Late | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -121,7 +130,7 @@ impl Refusal {
             Self::Forbidden => "forbidden",
             Self::NotFound(_) => "not_found",
             Self::Slow(_) => "slow",
-            Self::TooLarge(_) | Self::RecordTooLarge(_) => "too_large",
+            Self::TooLarge(_) | Self::TooMany(_) | Self::RecordTooLarge(_) => "too_large",
             Self::MediaType(_) => "media_type",
             Self::Full => "full",
             Self::Late => "late",

@@ -13,6 +13,7 @@ use crate::{
     source::testing::free_address,
 };
 
+const INTAKE_BYTES: usize = 64 * 1024;
 const RECORD_BYTES_MAX: usize = 4096;
 const OBJECT: &str = r#"{"device":"r1","time":1700000000,"seq":7,"x":1.50}"#;
 

@@ -10,7 +10,6 @@ use tokio::{
 use super::*;
 use crate::source::testing::{FakePipeline, on_one_thread, within};
 
-const INTAKE_BYTES: usize = 64 * 1024;
 const TOKEN: &str = "0123456789abcdef";
 
 fn start(config: HttpSource) -> FakePipeline {
@@ -417,6 +416,7 @@ fn the_description_has_all_routes_and_every_answer_of_theirs() {
         Refusal::NotFound(String::new()),
         Refusal::Slow(1),
         Refusal::TooLarge(1),
+        Refusal::TooMany(1),
         Refusal::RecordTooLarge(flaw()),
         Refusal::MediaType(""),
         Refusal::Full,

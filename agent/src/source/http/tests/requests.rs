@@ -13,7 +13,7 @@ const LINES: (&str, &str) = ("content-type", "application/x-ndjson; charset=utf-
 
 fn api(tokens: Option<&str>) -> Api {
     let tokens = tokens.map(|text| TokenFile::parse(text).expect("tokens"));
-    Api::new(&config(free_address()), tokens, RECORD_BYTES_MAX).expect("good routes")
+    Api::new(&config(free_address()), tokens, RECORD_BYTES_MAX, INTAKE_BYTES).expect("good routes")
 }
 
 /// The records, or the refusal, of a request to `path` with `headers`.
@@ -86,6 +86,8 @@ fn a_wrong_body_is_refused_with_the_place() {
     let doors = "/v1/streams/doors/records";
     check(doors, &[JSON], "{}", 400, "no device at \"?device= or key\"");
     check(doors, &[RAW], "x", 400, "raw bytes need ?device=");
+    let too_many = "the records take more than 65536 bytes in the gateway: send fewer at once";
+    check(&format!("{doors}?device=d"), &[LINES], &"1\n".repeat(4000), 413, too_many);
     check(&format!("{doors}?device="), &[RAW], "x", 400, "?device= is empty");
     check(
         rooms,
