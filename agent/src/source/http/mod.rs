@@ -272,6 +272,7 @@ struct Connections {
 
 impl Connections {
     fn add(&mut self, stream: TcpStream) {
+        server::prepare(&stream, self.idle_timeout);
         let (router, stopping) = (self.router.clone(), self.stopping.clone());
         self.tasks.spawn(server::connection(stream, router, self.idle_timeout, stopping));
     }

@@ -25,6 +25,7 @@ use hyper_util::{
 };
 use serde::Serialize;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{Semaphore, mpsc, oneshot, watch},
     time::timeout,
@@ -244,17 +245,21 @@ fn json(content_type: &'static str, value: &impl Serialize) -> Response {
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
+/// Sets how a socket behaves: answers leave at once, and a client that does not read them for `unread` is gone.
+pub(super) fn prepare(socket: &TcpStream, unread: Duration) {
+    // Both fail only where the connection is gone already.
+    let _ = socket.set_nodelay(true);
+    let unread_ms = u32::try_from(unread.as_millis()).unwrap_or(u32::MAX);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, unread_ms);
+}
+
 /// Serves one connection until it ends, is idle for too long, or the source stops and its request is answered.
 pub(super) async fn connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     idle_timeout: Duration,
     mut stopping: watch::Receiver<bool>,
 ) {
-    // Both fail only where the connection is gone already. A client that does not read its answers is gone after a while too.
-    let _ = stream.set_nodelay(true);
-    let unread_ms = u32::try_from(idle_timeout.as_millis()).unwrap_or(u32::MAX);
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread_ms);
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
