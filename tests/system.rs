@@ -8,6 +8,7 @@ mod check;
 mod crash;
 mod delivery;
 mod disk;
+mod http;
 mod journey;
 mod noise;
 mod policies;

@@ -3,13 +3,17 @@
 //! They are compiled for the fuzzer and for the tests, which run each over its kept corpus. Where a decoder's input is
 //! guarded by a checksum, the bytes come as they are and once more with the right one: no fuzzer guesses a CRC.
 
-use std::ops::RangeInclusive;
+use std::{num::NonZeroU32, ops::RangeInclusive};
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::{
+    access::{
+        acl::{Access, Acl, Client},
+        passwords::{self, PasswordFile},
+    },
     config::{
         DeviceFrom, Route, RouteDecode, Value,
         check::{self, ConfigError},
@@ -24,21 +28,28 @@ use crate::{
     log::RECORD_BYTES_MAX,
     record::{ContentType, DeviceId, Received, Record, StreamName},
 };
-pub use crate::{log::fuzz::log, replicate::cursor::fuzz::cursor, source::mqtt::fuzz::mqtt};
+pub use crate::{
+    log::fuzz::log,
+    replicate::cursor::fuzz::cursor,
+    source::{http::fuzz::http, mqtt::fuzz::mqtt},
+};
 
 /// A body: it panics where something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Every target with its name, which is that of its corpus.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 12] = [
+    ("acl", acl),
     ("config", config),
     ("cursor", cursor),
     ("hfp", hfp),
+    ("http", http),
     ("json", json),
     ("log", log),
     ("mqtt", mqtt),
     ("native", native),
     ("nmea", nmea),
+    ("passwords", passwords),
     ("topic", topic),
 ];
 
@@ -259,6 +270,82 @@ pub fn config(data: &[u8]) {
             ConfigError::Read(_) => panic!("nothing is read"),
         }
     }
+}
+
+/// Access control lists: `data` is a file, a zero byte, and with line ends between a user name (none if empty), a client id
+/// and a topic. The decision is that of Mosquitto's loop over all lines, with the names written into the patterns.
+pub fn acl(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    let (text, asked) = data.split_once('\0').unwrap_or((data, ""));
+    let acl = match Acl::parse(text) {
+        Ok(acl) => acl,
+        Err(errors) => return assert!(!errors.is_empty()),
+    };
+    let mut asked = asked.splitn(3, '\n');
+    let (Some(user), Some(id), Some(topic)) = (asked.next(), asked.next(), asked.next()) else { return };
+    let client = Client { user: (!user.is_empty()).then_some(user), id };
+    for access in [Access::Read, Access::Write] {
+        assert_eq!(acl.allows(client, access, topic), allows_by_the_manual(text, client, access, topic));
+    }
+}
+
+/// What mosquitto.conf(5) says of `text`, line by line.
+fn allows_by_the_manual(text: &str, client: Client<'_>, access: Access, topic: &str) -> bool {
+    let mut section = None;
+    // By what comes first: own denials, own grants, denials of patterns, grants of patterns.
+    let mut found = [false; 4];
+    let is_wild = [client.user.unwrap_or_default(), client.id].concat().contains(['+', '#']);
+    found[2] = is_wild;
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let Some((keyword, rest)) = line.trim_end().trim_start_matches(' ').split_once(' ') else { continue };
+        let rest = rest.trim();
+        if keyword == "user" {
+            section = Some(rest);
+            continue;
+        }
+        let (word, filter) = rest.split_once(' ').unwrap_or(("readwrite", rest));
+        let mut filter = filter.trim_start().to_owned();
+        let is_pattern = keyword == "pattern";
+        if !is_pattern && section != client.user {
+            continue;
+        }
+        let is_system = filter.starts_with('$');
+        if is_pattern {
+            let names = |level| match level {
+                "%c" => Some(client.id),
+                "%u" => client.user,
+                other => Some(other),
+            };
+            let Some(levels) = filter.split('/').map(names).collect::<Option<Vec<_>>>() else { continue };
+            filter = levels.join("/");
+        }
+        let levels: Vec<&str> = filter.split('/').collect();
+        let matches =
+            is_system == topic.starts_with('$') && fits(&levels, &topic.split('/').collect::<Vec<_>>());
+        let grants = word == "readwrite" || (word == "read") == (access == Access::Read);
+        found[2 * usize::from(is_pattern)] |= matches && word == "deny";
+        found[2 * usize::from(is_pattern) + 1] |= matches && word != "deny" && grants;
+    }
+    found.iter().position(|found| *found).is_some_and(|first| first % 2 == 1)
+}
+
+/// Password files: `data` is a file, and behind a zero byte a password. Any text is a file or has its lines named; a line made
+/// of its parts accepts its password and no other.
+pub fn passwords(data: &[u8]) {
+    let (text, password) = cut_at(data, 0);
+    let Ok(text) = str::from_utf8(text) else { return };
+    if let Err(errors) = PasswordFile::parse(text) {
+        assert!(!errors.is_empty() && errors.is_sorted_by(|a, b| a.line < b.line));
+    }
+    let user = text.split([':', '\n', '\r']).next().unwrap_or_default();
+    if user.is_empty() || user.starts_with('#') {
+        return;
+    }
+    let line = passwords::line(user, NonZeroU32::MIN, b"salt", password);
+    let file = PasswordFile::parse(&line).expect("as mosquitto_passwd writes it");
+    assert!(file.accepts(user, password));
+    assert!(!file.accepts(user, &[password, b"x"].concat()));
+    assert!(!file.accepts(&format!("{user}x"), password));
 }
 
 #[cfg(test)]

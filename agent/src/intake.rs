@@ -103,6 +103,11 @@ impl Intake {
         Self { source, next: 1, events, bytes, limit_bytes, acknowledged }
     }
 
+    /// The bound of the intake, in bytes over all sources.
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     /// Hands over the records of one frame (at least one); waits while the pipeline holds as many bytes as it may.
     /// Cancel-safe: a cancelled call has submitted nothing.
     ///

@@ -11,8 +11,10 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! [`pipeline`] joins them from [`parts`]. Around it: [`config`], [`secret`], [`record`], [`mod@env`], [`telemetry`], [`cli`].
+//! [`pipeline`] joins them from [`parts`]. Around it: [`access`], [`config`], [`secret`], [`record`], [`mod@env`], [`telemetry`],
+//! [`cli`].
 
+pub mod access;
 pub mod batch;
 pub mod cli;
 pub mod commit;

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use tracing::warn;
 
 use crate::{
-    config::{Config, MqttSource, SerialSource},
+    config::{Config, HttpSource, MqttSource, SerialSource},
     env::{Clock, Entropy, SystemClock, SystemEntropy},
     log::{
         identity::{self, NotOurs},
@@ -88,6 +88,9 @@ impl Parts {
         for serial in &config.serial {
             sources.push(Box::new(Serial { config: serial.clone(), record_bytes_max }));
         }
+        for http in &config.http {
+            sources.push(Box::new(Http { config: http.clone(), record_bytes_max }));
+        }
         Ok(Self {
             clock: Arc::new(SystemClock::new()),
             entropy: Box::new(|| Box::new(SystemEntropy::new())),
@@ -127,6 +130,21 @@ impl Source for Serial {
 
     fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
         Box::pin(source::serial::run(self.config, self.record_bytes_max, context))
+    }
+}
+
+struct Http {
+    config: HttpSource,
+    record_bytes_max: usize,
+}
+
+impl Source for Http {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
+        Box::pin(source::http::run(self.config, self.record_bytes_max, context))
     }
 }
 

@@ -209,6 +209,9 @@ pub mod header {
     pub const PORT: &str = "wayside.port";
     /// `true` where `wayside log replay` sent the record once more.
     pub const REPLAYED: &str = "wayside.replayed";
+    /// `Idempotency-Key` of the HTTP request that the record came in, and behind a dot its place there, from 0: a request that
+    /// was sent again brings the same.
+    pub const IDEMPOTENCY_KEY: &str = "wayside.idempotency-key";
     /// Restart epoch of a native device; with `wayside.seq` the identity of the frame.
     pub const BOOT: &str = "wayside.boot";
 }

@@ -56,8 +56,8 @@ enum Command {
         /// Configuration file.
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
         config: PathBuf,
-        /// Tries the brokers, ports, disk and topics too, and says what it found; a running agent is not disturbed. Best
-        /// as the agent's user. Exits 1 if something failed.
+        /// Tries the brokers, ports, addresses, disk and topics too, and says what it found; a running agent is not disturbed.
+        /// Best as the agent's user. Exits 1 if something failed.
         #[arg(long)]
         connect: bool,
         /// One JSON object instead of lines.

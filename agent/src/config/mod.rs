@@ -40,6 +40,8 @@ pub struct Config {
     pub mqtt: Vec<MqttSource>,
     /// Serial ports to read.
     pub serial: Vec<SerialSource>,
+    /// Addresses that take HTTP requests.
+    pub http: Vec<HttpSource>,
     /// Partitions of the streams that are configured; others have [`PARTITIONS_DEFAULT`].
     pub streams: BTreeMap<StreamName, Stream>,
     /// Group commit.
@@ -83,6 +85,9 @@ impl Config {
                     names.extend([stream.as_str(), raw_stream.as_str()]);
                 }
             }
+        }
+        for source in &self.http {
+            names.extend(source.routes.iter().map(|route| route.stream.as_str()));
         }
         names
     }
@@ -245,6 +250,8 @@ pub enum DeviceFrom {
     Pointer(String),
     /// Pattern over the topic, `{device}` marks the level.
     Topic(String),
+    /// The request says it beside the payload. Of [`HttpSource`] alone.
+    Request,
 }
 
 /// What becomes Kafka's value.
@@ -292,6 +299,50 @@ pub enum SerialProtocol {
         /// Device id of what the port says.
         device: DeviceId,
     },
+}
+
+/// An address that takes HTTP requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpSource {
+    /// Name in logs and metrics.
+    pub name: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Bearer tokens; `None`, on loopback alone, lets everybody in.
+    pub token_file: Option<PathBuf>,
+    /// Connections at a time; at least 1.
+    pub max_connections: usize,
+    /// Largest body in bytes.
+    pub max_body_bytes: usize,
+    /// Bytes of bodies that are on their way; at least `max_body_bytes`.
+    pub body_buffer_bytes: usize,
+    /// How long a connection may be without the whole head of a request.
+    pub idle_timeout: Duration,
+    /// How long a body may take.
+    pub body_timeout: Duration,
+    /// How long a request waits for its commit.
+    pub commit_timeout: Duration,
+    /// First part of every topic, [`Gateway::environment`].
+    pub environment: String,
+    /// The streams that can be written to; at least one.
+    pub routes: Vec<HttpRoute>,
+}
+
+/// A stream that can be written to over HTTP, and what its records are made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    /// Stream of the records.
+    pub stream: StreamName,
+    /// Its partitions.
+    pub partitions: NonZeroU16,
+    /// JSON pointer to the device id, for requests that do not name it.
+    pub device_pointer: Option<String>,
+    /// JSON pointer to the event time.
+    pub time_pointer: Option<String>,
+    /// JSON pointer to the sequence number.
+    pub seq_pointer: Option<String>,
+    /// What becomes Kafka's value of JSON.
+    pub value: Value,
 }
 
 /// Parity bit of a serial port.

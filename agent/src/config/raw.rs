@@ -60,6 +60,8 @@ pub struct RawSources {
     pub mqtt: Vec<RawMqttSource>,
     /// Serial ports to read.
     pub serial: Vec<RawSerialSource>,
+    /// Addresses that take HTTP requests.
+    pub http: Vec<RawHttpSource>,
 }
 
 /// `[[source.mqtt]]`: a client of somebody's broker.
@@ -236,6 +238,86 @@ impl Default for RawSerialSource {
             value: Value::Json,
             reopen_min_ms: 200,
             reopen_max_ms: 5_000,
+        }
+    }
+}
+
+/// `[[source.http]]`: takes records by POST.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name", "listen", "route"]))]
+pub struct RawHttpSource {
+    /// Name of the source, in logs and metrics. Must be set, unique.
+    pub name: String,
+    /// Address and port to listen on. Must be set.
+    pub listen: String,
+    /// File of bearer tokens, one a line, behind each the streams that it is for (none: all). Read at the start. Without a
+    /// file everybody may write, so that `listen` must be a loopback address then.
+    pub token_file: String,
+    /// Connections at a time; beyond, they wait in the system's queue.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub max_connections: u32,
+    /// Largest body of a request, in bytes.
+    #[schemars(range(min = 1_024, max = 1_048_576))]
+    pub max_body_bytes: u64,
+    /// Bytes of bodies that are on their way, over all connections; beyond, requests are answered with 503.
+    #[schemars(range(min = 1_024, max = 268_435_456))]
+    pub body_buffer_bytes: u64,
+    /// How long a connection may be idle, the head of its next request included, in ms.
+    #[schemars(range(min = 100, max = 3_600_000))]
+    pub idle_timeout_ms: u64,
+    /// How long the body of a request may take, in ms.
+    #[schemars(range(min = 100, max = 3_600_000))]
+    pub body_timeout_ms: u64,
+    /// How long a request waits for its commit before it is answered with 503, in ms.
+    #[schemars(range(min = 100, max = 3_600_000))]
+    pub commit_timeout_ms: u64,
+    /// The streams that can be written to. At least one.
+    pub route: Vec<RawHttpRoute>,
+}
+
+impl Default for RawHttpSource {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            listen: String::new(),
+            token_file: String::new(),
+            max_connections: 256,
+            max_body_bytes: 256 * 1024,
+            body_buffer_bytes: 2 * 1024 * 1024,
+            idle_timeout_ms: 60_000,
+            body_timeout_ms: 10_000,
+            commit_timeout_ms: 30_000,
+            route: Vec::new(),
+        }
+    }
+}
+
+/// `[[source.http.route]]`: a stream that can be written to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["stream"]))]
+pub struct RawHttpRoute {
+    /// Stream of the records, as in the path of the request. Must be set, once in a source.
+    pub stream: String,
+    /// What becomes Kafka's value of JSON; raw bytes stay as they are.
+    pub value: Value,
+    /// JSON pointer to the device id (string or integer), for requests that do not name the device.
+    pub device_pointer: String,
+    /// JSON pointer to the event time: RFC 3339, or Unix seconds, ms or µs by size. Optional.
+    pub time_pointer: String,
+    /// JSON pointer to the device's sequence number. Optional.
+    pub seq_pointer: String,
+}
+
+impl Default for RawHttpRoute {
+    fn default() -> Self {
+        Self {
+            stream: String::new(),
+            value: Value::Raw,
+            device_pointer: String::new(),
+            time_pointer: String::new(),
+            seq_pointer: String::new(),
         }
     }
 }

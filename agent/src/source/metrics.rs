@@ -76,17 +76,17 @@ impl SourceMetrics {
         );
         registry.register(
             "source_connected",
-            "1 while the broker or port answers",
+            "1 while the broker or port answers, or the address is listened on",
             metrics.connected.clone(),
         );
         registry.register(
             "source_connections",
-            "Connections made or ports opened; all but the first are reconnects",
+            "Connections made or taken, or ports opened; of a broker or port all but the first are reconnects",
             metrics.connections.clone(),
         );
         registry.register(
             "source_failures",
-            "Attempts at a broker, a subscription or a port that failed, and connections that broke",
+            "Attempts at a broker, a subscription, a port or an address that failed, and connections that broke",
             metrics.failures.clone(),
         );
         registry.register(
@@ -96,7 +96,7 @@ impl SourceMetrics {
         );
         registry.register(
             "source_rejected",
-            "Frames that were no frames of the protocol, by reason",
+            "Frames that were no frames of the protocol and requests that were refused, by reason",
             metrics.rejected.clone(),
         );
         registry.register(
@@ -133,8 +133,8 @@ impl SourceMetrics {
     }
 }
 
-/// The metrics of one source.
-#[derive(Debug)]
+/// The metrics of one source. All clones count into the same.
+#[derive(Clone, Debug)]
 pub struct SourceCounters {
     /// 1 while the broker or port answers.
     pub connected: Gauge<i64, AtomicI64>,

@@ -4,6 +4,7 @@
 //! [`Acknowledgement`](crate::intake::Acknowledgement).
 
 pub mod backoff;
+pub mod http;
 pub mod metrics;
 pub mod mqtt;
 pub mod serial;

@@ -27,6 +27,9 @@ pub(super) fn check(config: &Config, json: bool) -> anyhow::Result<()> {
     for source in &config.serial {
         report.add(format!("{} {}", source.name, source.path.display()), source::serial::reach(source))?;
     }
+    for source in &config.http {
+        report.add(format!("{} http://{}", source.name, source.listen), source::http::reach(source))?;
+    }
     report
         .add(format!("log.dir {}", config.log.dir.display()), disk::reach(&config.log, &config.gateway.id))?;
     for (item, found) in replicate::reach(config) {

@@ -203,8 +203,8 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         check.serial(&key, source)
     });
     check.sources_apart(&mqtt, &serial);
-    if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
-        check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
+    if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() && raw.source.http.is_empty() {
+        check.fault("source", "", "at least one [[source.mqtt]], [[source.serial]] or [[source.http]]");
     }
     let mut streams = BTreeMap::new();
     for (i, stream) in raw.stream.iter().enumerate() {
@@ -281,7 +281,22 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
     };
     let replicate = check.replicate(&raw.replicate);
     let telemetry = check.telemetry(&raw.telemetry);
-    let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
+    let mut listening: BTreeMap<_, _> =
+        telemetry.listen.iter().map(|listen| (*listen, "telemetry.listen".to_owned())).collect();
+    let http = each(&raw.source.http, "source.http", |key, source| {
+        check.unique(&format!("{key}.name"), &source.name, &mut names);
+        let checked = check.http(&key, source, &gateway.environment, &streams)?;
+        if let Some(first) = listening.insert(checked.listen, format!("{key}.listen")) {
+            check.fault(
+                &format!("{key}.listen"),
+                &quoted(&source.listen),
+                &format!("already that of {first}"),
+            );
+        }
+        Some(checked)
+    });
+    let http = http.into_iter().flatten().collect();
+    let config = Config { gateway, mqtt, serial, http, streams, commit, log, replicate, telemetry };
     (config, check.faults)
 }
 

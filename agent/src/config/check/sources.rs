@@ -1,18 +1,24 @@
 //! The checks of `[[source.*]]`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{Checker, each, file, quoted};
+use super::{Checker, each, file, quoted, size};
 use crate::{
     config::{
-        Broker, DeviceFrom, FlowControl, Login, MqttSource, MqttTls, MqttVersion, Qos, Route, RouteDecode,
-        SerialProtocol, SerialSource, Value,
-        raw::{Decode, Protocol, RawMqttSource, RawMqttTls, RawRoute, RawSerialSource},
+        Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Login, MqttSource, MqttTls, MqttVersion,
+        PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource, Stream, Value,
+        raw::{
+            Decode, Protocol, RawHttpRoute, RawHttpSource, RawMqttSource, RawMqttTls, RawRoute, RawSerialSource,
+        },
     },
     decode::topic::TopicPattern,
-    record::DeviceId,
+    record::{DeviceId, StreamName},
 };
 
 impl Checker {
@@ -158,8 +164,8 @@ impl Checker {
         for (name, value) in pointers {
             if kind != Decode::Json && !value.is_empty() {
                 self.fault(&at(name), &quoted(value), "only for decode = \"json\"");
-            } else if !value.is_empty() && !value.starts_with('/') {
-                self.fault(&at(name), &quoted(value), "must be a JSON pointer, beginning with /");
+            } else {
+                self.pointer(&at(name), value);
             }
         }
         if matches!(kind, Decode::Hfp | Decode::Native) && !raw.device_topic.is_empty() {
@@ -223,6 +229,78 @@ impl Checker {
         if let Err(cause) = TopicPattern::new(pattern) {
             self.fault(key, &quoted(pattern), &cause.to_string());
         }
+    }
+
+    /// A JSON pointer, if there is one.
+    fn pointer(&mut self, key: &str, value: &str) -> Option<String> {
+        if !value.is_empty() && !value.starts_with('/') {
+            self.fault(key, &quoted(value), "must be a JSON pointer, beginning with /");
+        }
+        (!value.is_empty()).then(|| value.to_owned())
+    }
+
+    /// `streams` says how many partitions a stream has.
+    pub(super) fn http(
+        &mut self,
+        key: &str,
+        raw: &RawHttpSource,
+        environment: &str,
+        streams: &BTreeMap<StreamName, Stream>,
+    ) -> Option<HttpSource> {
+        let at = |name: &str| format!("{key}.{name}");
+        let listen: Option<SocketAddr> = self.parse(&at("listen"), &raw.listen, "host address and port");
+        let token_file = (!raw.token_file.is_empty()).then(|| raw.token_file.as_str().into());
+        if token_file.is_none() && listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+            let limit = "must be a loopback address, or token_file must be set: anybody could write";
+            self.fault(&at("listen"), &quoted(&raw.listen), limit);
+        }
+        if raw.body_buffer_bytes < raw.max_body_bytes {
+            let limit = format!("at least max_body_bytes = {}", raw.max_body_bytes);
+            self.fault(&at("body_buffer_bytes"), &raw.body_buffer_bytes.to_string(), &limit);
+        }
+        if raw.route.is_empty() {
+            self.fault(&at("route"), "[]", "at least one [[source.http.route]]");
+        }
+        let mut seen = BTreeSet::new();
+        let routes = each(&raw.route, &at("route"), |key, route| {
+            let checked = self.http_route(&key, route, streams)?;
+            if !seen.insert(checked.stream.clone()) {
+                let limit = "already the stream of another route of this source";
+                self.fault(&format!("{key}.stream"), &quoted(&route.stream), limit);
+            }
+            Some(checked)
+        });
+        Some(HttpSource {
+            name: raw.name.clone(),
+            listen: listen?,
+            token_file,
+            max_connections: size(raw.max_connections.into()),
+            max_body_bytes: size(raw.max_body_bytes),
+            body_buffer_bytes: size(raw.body_buffer_bytes),
+            idle_timeout: Duration::from_millis(raw.idle_timeout_ms),
+            body_timeout: Duration::from_millis(raw.body_timeout_ms),
+            commit_timeout: Duration::from_millis(raw.commit_timeout_ms),
+            environment: environment.into(),
+            routes: routes.into_iter().flatten().collect(),
+        })
+    }
+
+    fn http_route(
+        &mut self,
+        key: &str,
+        raw: &RawHttpRoute,
+        streams: &BTreeMap<StreamName, Stream>,
+    ) -> Option<HttpRoute> {
+        let at = |name: &str| format!("{key}.{name}");
+        let [device_pointer, time_pointer, seq_pointer] = [
+            ("device_pointer", &raw.device_pointer),
+            ("time_pointer", &raw.time_pointer),
+            ("seq_pointer", &raw.seq_pointer),
+        ]
+        .map(|(name, value)| self.pointer(&at(name), value));
+        let stream = self.stream(&at("stream"), &raw.stream)?;
+        let partitions = streams.get(&stream).map_or(PARTITIONS_DEFAULT, |stream| stream.partitions);
+        Some(HttpRoute { stream, partitions, device_pointer, time_pointer, seq_pointer, value: raw.value })
     }
 
     pub(super) fn serial(&mut self, key: &str, raw: &RawSerialSource) -> SerialSource {

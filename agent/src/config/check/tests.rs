@@ -45,7 +45,7 @@ fn an_empty_config_names_everything_that_must_be_set() {
         [
             "gateway.id: must be set: Name of this gateway, unique in the fleet; in every record's headers",
             "replicate.bootstrap_servers: must be set: Kafka brokers, `host:port`",
-            "source: at least one [[source.mqtt]] or [[source.serial]]",
+            "source: at least one [[source.mqtt]], [[source.serial]] or [[source.http]]",
         ]
     );
 }
@@ -117,6 +117,42 @@ fn two_sources_may_not_share_a_name() {
         "{GOOD}\n[[source.serial]]\nname = \"broker\"\npath = \"/dev/ttyUSB0\"\nprotocol = \"native\""
     );
     check_faults(&text, &["source.serial[0].name = \"broker\""]);
+}
+
+#[test]
+fn an_http_source_says_what_it_needs() {
+    let http = |lines: &str, route: &str| {
+        format!("{GOOD}[[source.http]]\nname = \"web\"\n{lines}\n[[source.http.route]]\n{route}")
+    };
+    let good = http("listen = \"[::1]:8080\"", "stream = \"occupancy\"\ndevice_pointer = \"/id\"");
+    let config = parse(&good).expect("good");
+    assert_eq!(config.http[0].routes[0].device_pointer.as_deref(), Some("/id"));
+    assert_eq!(config.http[0].environment, "prod");
+    let open = "listen = \"0.0.0.0:8080\"";
+    check_faults(&http(open, "stream = \"s\""), &["source.http[0].listen = \"0.0.0.0:8080\""]);
+    parse(&http(&format!("{open}\ntoken_file = \"/etc/wayside/tokens\""), "stream = \"s\"")).expect("good");
+    check_faults(
+        &http(
+            "listen = \"127.0.0.1:9464\"\nbody_buffer_bytes = 2048",
+            "stream = \"a b\"\ntime_pointer = \"t\"\n[[source.http.route]]\nstream = \"s\"\n\
+             [[source.http.route]]\nstream = \"s\"",
+        ),
+        &[
+            "source.http[0].listen = \"127.0.0.1:9464\"",
+            "source.http[0].body_buffer_bytes = 2048",
+            "source.http[0].route[0].stream = \"a b\"",
+            "source.http[0].route[0].time_pointer = \"t\"",
+            "source.http[0].route[2].stream = \"s\"",
+        ],
+    );
+    let text = "gateway.id = \"g\"\n[replicate]\nbootstrap_servers = [\"k:9092\"]\n[[source.http]]\nname = \"w\"\nlisten = \"x\"";
+    assert_eq!(
+        said(text),
+        [
+            "line 4: source.http[0].route: must be set: The streams that can be written to",
+            "line 6: source.http[0].listen = \"x\": host address and port",
+        ]
+    );
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub struct JsonDecoder {
 #[derive(Clone, Debug)]
 enum Device {
     Pointer,
+    Request,
     Topic(TopicPattern),
 }
 
@@ -91,13 +92,14 @@ impl JsonDecoder {
         let optional = |pointer: Option<&str>| pointer.map(Pointer::new).transpose();
         let (device, device_pointer) = match device {
             DeviceFrom::Pointer(pointer) => (Device::Pointer, Some(Pointer::new(pointer)?)),
+            DeviceFrom::Request => (Device::Request, None),
             DeviceFrom::Topic(pattern) => (Device::Topic(TopicPattern::new(pattern)?), None),
         };
         let pointers = [device_pointer, optional(time_pointer)?, optional(seq_pointer)?];
         Ok(Self { stream, device, pointers, value })
     }
 
-    /// Decodes `payload`, received at `received` on `topic`.
+    /// Decodes `payload`, received at `received` on `topic`; with [`DeviceFrom::Request`] that is the device's id.
     ///
     /// # Errors
     /// [`JsonError`]: the payload is a dead letter.
@@ -106,6 +108,7 @@ impl JsonDecoder {
         let found = scan::scan(text, &self.pointers)?;
         let device = match &self.device {
             Device::Pointer => self.device_in(&found[DEVICE])?,
+            Device::Request => DeviceId::new(topic)?,
             Device::Topic(pattern) => DeviceId::new(pattern.device(topic).ok_or(JsonError::DeviceTopic)?)?,
         };
         let event_time = found[TIME].as_ref().and_then(time::from_scalar);

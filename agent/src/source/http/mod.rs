@@ -1,0 +1,294 @@
+//! `source.http`: takes records by POST, and answers 200 when they are durable.
+//!
+//! # Rules
+//! * **Acknowledgement**: 200 is made of an [`Acknowledgement`] alone, which covers all records of the request. With any other
+//!   answer nothing of it is stored, but for the 503 that says so: the commit took too long, or the agent ended meanwhile.
+//! * **All or nothing**: a body in which one record is wrong is refused as a whole, with the place.
+//! * **Back-pressure**: nothing waits for room. Where there is none, for the body or for its records in the intake, the answer is
+//!   503 with a `Retry-After`, spread so that a thousand devices do not come back at once.
+//! * **Bounds**: connections, bytes of a body, of its records and of all bodies together, time without a request's head, time of a body, time
+//!   until the commit, and time that a client leaves its answer unread.
+//! * **Shutdown**: no more connections; what was taken is answered (at most 5 s).
+//!
+//! One task owns the intake: it decodes, submits, and answers in the order of the tickets. A task for each connection reads and
+//! writes ([`server`]). What requests mean is in [`api`], without sockets.
+
+mod api;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod produce;
+mod reach;
+mod refusal;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use bytes::Bytes;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+pub use self::reach::reach;
+use self::{
+    api::{Admitted, Api},
+    refusal::Refusal,
+    server::Door,
+};
+use super::{SourceContext, backoff::Backoff};
+use crate::{
+    access::tokens::TokenFile,
+    config::{self, HttpSource},
+    env::Monotonic,
+    intake::{Acknowledgement, IntakeClosed, Unacknowledged},
+    partition::partition_of,
+    record::PartitionId,
+};
+
+/// Longest time that a shutdown waits for acknowledgements, and for clients to take their answers.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Delays between attempts to listen.
+const RELISTEN: config::Backoff =
+    config::Backoff { min: Duration::from_millis(200), max: Duration::from_secs(5) };
+
+/// Pause after a connection could not be taken, which is for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A body on its way to the intake.
+struct Job {
+    admitted: Admitted,
+    body: Bytes,
+    /// Counts `body` until its records count in the intake.
+    room: OwnedSemaphorePermit,
+    answer: oneshot::Sender<Result<Stored, Refusal>>,
+}
+
+/// The records of a request, in their order, on their way to the disk.
+struct Submitted {
+    /// The partition of each.
+    partitions: Vec<PartitionId>,
+}
+
+/// A request whose records are durable: what 200 is made of.
+struct Stored(Submitted);
+
+impl Stored {
+    /// `_acknowledgement` covers the ticket of `submitted`.
+    fn new(_acknowledgement: Acknowledgement, submitted: Submitted) -> Self {
+        Self(submitted)
+    }
+}
+
+/// Who waits for a commit.
+struct Waiting {
+    submitted: Submitted,
+    answer: oneshot::Sender<Result<Stored, Refusal>>,
+}
+
+/// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` are refused.
+pub async fn run(config: HttpSource, record_bytes_max: usize, context: SourceContext) {
+    let source = Source { config, record_bytes_max, waiting: Unacknowledged::default(), context };
+    Box::pin(source.run()).await;
+}
+
+struct Source {
+    config: HttpSource,
+    record_bytes_max: usize,
+    waiting: Unacknowledged<Waiting>,
+    context: SourceContext,
+}
+
+impl Source {
+    async fn run(mut self) {
+        let mut shutdown = self.context.shutdown.clone();
+        let mut delays = Backoff::new(RELISTEN);
+        while !*shutdown.borrow() {
+            let error = match self.open().await {
+                Ok((listener, api)) => return self.serve(listener, api).await,
+                Err(error) => error,
+            };
+            self.context.counters.failures.inc();
+            if self.context.health.down(&error) {
+                warn!(source = self.config.name, error, "not listening");
+            }
+            let delay = delays.next(&mut *self.context.entropy);
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|asked| *asked) => {}
+                () = sleep(delay) => {}
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<(TcpListener, Arc<Api>), String> {
+        let tokens = self.config.token_file.as_deref().map(read_tokens).transpose()?;
+        let api = Api::new(&self.config, tokens, self.record_bytes_max, self.context.intake.limit_bytes());
+        let api = api.map_err(|error| error.to_string())?;
+        let listener = TcpListener::bind(self.config.listen).await;
+        let listener =
+            listener.map_err(|error| format!("cannot listen on {}: {error}", self.config.listen))?;
+        Ok((listener, Arc::new(api)))
+    }
+
+    /// Serves until the source ends; then answers what it took.
+    async fn serve(mut self, listener: TcpListener, api: Arc<Api>) {
+        info!(source = self.config.name, listen = %self.config.listen, "taking HTTP requests");
+        self.context.counters.connected.set(1);
+        self.context.health.healthy();
+        // A connection has one request at a time: there is always room.
+        let (jobs, mut taken) = mpsc::channel(self.config.max_connections);
+        let door = Door::new(&self.config, Arc::clone(&api), jobs, self.context.counters.clone());
+        let (stop, stopping) = watch::channel(false);
+        let connections = Connections {
+            router: server::router(door),
+            idle_timeout: self.config.idle_timeout,
+            stopping,
+            tasks: JoinSet::new(),
+        };
+        let mut tasks = self.exchange(&listener, &api, &mut taken, connections, &stop).await;
+        self.context.counters.connected.set(0);
+        self.context.counters.unacknowledged.set(0);
+        // What is not answered by now is told that nobody knows.
+        drop((listener, taken));
+        self.waiting.abandon().for_each(drop);
+        let _ = timeout(DRAIN_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
+        info!(source = self.config.name, "takes no more HTTP requests");
+    }
+
+    /// Takes connections and requests, and answers them, until shutdown has drained them or the pipeline is gone.
+    async fn exchange(
+        &mut self,
+        listener: &TcpListener,
+        api: &Api,
+        taken: &mut mpsc::Receiver<Job>,
+        mut connections: Connections,
+        stop: &watch::Sender<bool>,
+    ) -> JoinSet<()> {
+        let mut shutdown = self.context.shutdown.clone();
+        let mut accept_at = Monotonic::default();
+        let mut drained_at: Option<Monotonic> = None;
+        loop {
+            let now = self.context.clock.monotonic();
+            if drained_at.is_some_and(|deadline| connections.tasks.is_empty() || now >= deadline) {
+                return connections.tasks;
+            }
+            let unacknowledged = i64::try_from(self.waiting.len()).unwrap_or(i64::MAX);
+            self.context.counters.unacknowledged.set(unacknowledged);
+            let accepts = drained_at.is_none() && connections.tasks.len() < self.config.max_connections;
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|asked| *asked), if drained_at.is_none() => {
+                    drained_at = Some(now + DRAIN_TIMEOUT);
+                    stop.send_replace(true);
+                    self.context.intake.urge();
+                }
+                acknowledgement = self.context.intake.acknowledged() => match acknowledgement {
+                    Ok(acknowledgement) => self.acknowledge(acknowledgement),
+                    Err(IntakeClosed) => break,
+                },
+                Some(job) = taken.recv() => {
+                    if self.take(api, job).is_err() {
+                        break;
+                    }
+                    if drained_at.is_some() {
+                        self.context.intake.urge();
+                    }
+                }
+                Some(_) = connections.tasks.join_next(), if !connections.tasks.is_empty() => {}
+                accepted = accept(listener, accept_at.since(now)), if accepts => match accepted {
+                    Ok(stream) => {
+                        self.context.counters.connections.inc();
+                        connections.add(stream);
+                    }
+                    Err(error) => {
+                        debug!(source = self.config.name, %error, "cannot take a connection");
+                        self.context.counters.failures.inc();
+                        accept_at = now + ACCEPT_PAUSE;
+                    }
+                },
+                () = sleep(drained_at.unwrap_or_default().since(now)), if drained_at.is_some() => {}
+            }
+        }
+        stop.send_replace(true);
+        connections.tasks
+    }
+
+    /// Submits the records of a body, or refuses it.
+    fn take(&mut self, api: &Api, job: Job) -> Result<(), IntakeClosed> {
+        let Job { admitted, body, room, answer } = job;
+        let received = self.context.clock.wall();
+        // Decoders do not panic; if one does nevertheless, its request alone is hit. They keep no state to be torn.
+        let decoded = catch_unwind(AssertUnwindSafe(|| api.decode(&admitted, &body, received)))
+            .unwrap_or_else(|_| Err(Refusal::panicked()));
+        drop((body, room));
+        let reserved = decoded.and_then(|records| {
+            let room = self.context.intake.try_reserve(&records).ok_or(Refusal::Full)?;
+            Ok((room, records))
+        });
+        match reserved {
+            Ok((room, records)) => {
+                let partitions = api.partitions(&admitted);
+                let partitions =
+                    records.iter().map(|record| partition_of(&record.device, partitions)).collect();
+                records.iter().for_each(|record| self.context.counters.record(record));
+                let ticket = self.context.intake.submit_reserved(room, records)?;
+                self.waiting.push(ticket, Waiting { submitted: Submitted { partitions }, answer });
+            }
+            // Who asked may be gone.
+            Err(refusal) => drop(answer.send(Err(refusal))),
+        }
+        Ok(())
+    }
+
+    /// Answers all requests that `acknowledgement` covers.
+    fn acknowledge(&mut self, acknowledgement: Acknowledgement) {
+        for Waiting { submitted, answer } in self.waiting.release(acknowledgement) {
+            // Who asked may be gone.
+            let _ = answer.send(Ok(Stored::new(acknowledgement, submitted)));
+        }
+    }
+}
+
+/// The tasks of the connections, and what each is given.
+struct Connections {
+    router: Router,
+    idle_timeout: Duration,
+    stopping: watch::Receiver<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    fn add(&mut self, stream: TcpStream) {
+        server::prepare(&stream, self.idle_timeout);
+        let (router, stopping) = (self.router.clone(), self.stopping.clone());
+        self.tasks.spawn(server::connection(stream, router, self.idle_timeout, stopping));
+    }
+}
+
+/// The next connection after `pause`.
+async fn accept(listener: &TcpListener, pause: Duration) -> io::Result<TcpStream> {
+    sleep(pause).await;
+    Ok(listener.accept().await?.0)
+}
+
+/// Reads a token file.
+fn read_tokens(path: &Path) -> Result<TokenFile, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    TokenFile::parse(&text).map_err(|errors| {
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        format!("{}: {}", path.display(), lines.join("; "))
+    })
+}
