@@ -24,17 +24,22 @@ use crate::{
     log::RECORD_BYTES_MAX,
     record::{ContentType, DeviceId, Received, Record, StreamName},
 };
-pub use crate::{log::fuzz::log, replicate::cursor::fuzz::cursor, source::mqtt::fuzz::mqtt};
+pub use crate::{
+    log::fuzz::log,
+    replicate::cursor::fuzz::cursor,
+    source::{listener::fuzz::listener, mqtt::fuzz::mqtt},
+};
 
 /// A body: it panics where something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Every target with its name, which is that of its corpus.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("config", config),
     ("cursor", cursor),
     ("hfp", hfp),
     ("json", json),
+    ("listener", listener),
     ("log", log),
     ("mqtt", mqtt),
     ("native", native),

@@ -4,6 +4,7 @@
 //! [`Acknowledgement`](crate::intake::Acknowledgement).
 
 pub mod backoff;
+pub mod listener;
 pub mod metrics;
 pub mod mqtt;
 pub mod serial;

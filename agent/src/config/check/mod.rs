@@ -148,13 +148,17 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.mqtt(&key, source, &gateway.id)
     });
+    let listener: Vec<_> = each(&raw.source.listener, "source.listener", |key, source| {
+        check.unique(&format!("{key}.name"), &source.name, &mut names);
+        check.listener(&key, source)
+    });
     let serial: Vec<_> = each(&raw.source.serial, "source.serial", |key, source| {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.serial(&key, source)
     });
-    check.sources_apart(&mqtt, &serial);
-    if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() {
-        check.fault("source", "", "at least one [[source.mqtt]] or [[source.serial]]");
+    check.sources_apart(&mqtt, &listener, &serial);
+    if raw.source.mqtt.is_empty() && raw.source.listener.is_empty() && raw.source.serial.is_empty() {
+        check.fault("source", "", "at least one [[source.mqtt]], [[source.listener]] or [[source.serial]]");
     }
     let mut streams = BTreeMap::new();
     for (i, stream) in raw.stream.iter().enumerate() {
@@ -230,7 +234,17 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         log_format: raw.telemetry.log_format,
         log_level: check.log_level("telemetry.log_level", &raw.telemetry.log_level),
     };
-    let config = Config { gateway, mqtt, serial, streams, commit, log, replicate, telemetry };
+    let config = Config {
+        gateway,
+        mqtt,
+        listener: listener.into_iter().flatten().collect(),
+        serial,
+        streams,
+        commit,
+        log,
+        replicate,
+        telemetry,
+    };
     (config, check.faults)
 }
 
