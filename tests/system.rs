@@ -8,6 +8,7 @@ mod check;
 mod crash;
 mod delivery;
 mod journey;
+mod listener;
 mod noise;
 mod policies;
 mod servers;

@@ -103,7 +103,7 @@ impl SourceMetrics {
         );
         registry.register(
             "source_rejected",
-            "Frames that were no frames of the protocol, by reason",
+            "Frames that were no frames of the protocol, and clients that a listener disconnected, by reason",
             metrics.rejected.clone(),
         );
         registry.register(

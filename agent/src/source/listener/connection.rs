@@ -251,7 +251,7 @@ impl Connection {
         // where the id is free after PUBACK, only one that says so.
         let repeated = before == Some(digest) && (publish.dup || publish.qos == Qos::ExactlyOnce);
         if publish.qos == Qos::ExactlyOnce {
-            known.insert(publish.packet_id, digest);
+            self.remember(known, publish.packet_id, digest);
         }
         if repeated {
             let under_way = self.waiting.iter().any(|waiting| waiting.packet_id == publish.packet_id);
@@ -319,11 +319,20 @@ impl Connection {
 
     /// The connection ends: what has no answer yet will come again, and must be known then.
     pub(super) fn close(&mut self, known: &mut Known) {
-        for answer in self.waiting.abandon() {
-            known.insert(answer.packet_id, answer.digest);
+        for answer in std::mem::take(&mut self.waiting).abandon() {
+            self.remember(known, answer.packet_id, answer.digest);
         }
         self.tail = BytesMut::new();
         self.phase = Phase::Closing;
+    }
+
+    /// Keeps no more ids than two connections can leave behind: a client that never releases its own costs no memory, and may see
+    /// a message stored twice.
+    fn remember(&self, known: &mut Known, packet_id: u16, digest: u64) {
+        while known.len() >= 2 * self.receive_maximum {
+            known.pop_first();
+        }
+        known.insert(packet_id, digest);
     }
 
     /// Why the connection has to end for want of packets, if so.

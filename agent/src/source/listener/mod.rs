@@ -495,7 +495,7 @@ impl Server {
             counters.dropped_many(reason, count);
         }
         for (address, PacketError { reason, what }) in self.broker.refusals() {
-            counters.rejected(what, 1);
+            counters.rejected(reason.label(), 1);
             info!(source = self.config.name, %address, ?reason, what, "connection ended");
         }
         counters.clients(self.broker.clients());

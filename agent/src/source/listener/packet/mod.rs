@@ -84,6 +84,34 @@ impl Reason {
         self as u8
     }
 
+    /// As a label of metrics.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::GrantedQos1 => "granted_qos_1",
+            Self::NoSubscriptionExisted => "no_subscription_existed",
+            Self::MalformedPacket => "malformed_packet",
+            Self::ProtocolError => "protocol_error",
+            Self::UnsupportedProtocolVersion => "unsupported_protocol_version",
+            Self::ClientIdentifierNotValid => "client_identifier_not_valid",
+            Self::BadUserNameOrPassword => "bad_user_name_or_password",
+            Self::NotAuthorized => "not_authorized",
+            Self::ServerUnavailable => "server_unavailable",
+            Self::ServerShuttingDown => "server_shutting_down",
+            Self::BadAuthenticationMethod => "bad_authentication_method",
+            Self::KeepAliveTimeout => "keep_alive_timeout",
+            Self::SessionTakenOver => "session_taken_over",
+            Self::TopicNameInvalid => "topic_name_invalid",
+            Self::PacketIdentifierNotFound => "packet_identifier_not_found",
+            Self::ReceiveMaximumExceeded => "receive_maximum_exceeded",
+            Self::TopicAliasInvalid => "topic_alias_invalid",
+            Self::PacketTooLarge => "packet_too_large",
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::SharedSubscriptionsNotSupported => "shared_subscriptions_not_supported",
+            Self::SubscriptionIdentifiersNotSupported => "subscription_identifiers_not_supported",
+        }
+    }
+
     /// The CONNACK return code of MQTT 3.1.1 (its table 3.1); `None` where it has none and the server hangs up without a word.
     pub(crate) const fn v3_connack(self) -> Option<u8> {
         match self {

@@ -82,6 +82,21 @@ fn what_a_broken_connection_left_unanswered_is_recognised_in_its_session_alone()
 }
 
 #[test]
+fn a_client_that_never_releases_its_ids_costs_no_memory_and_is_served() {
+    let mut bench = Bench::new(config());
+    let (mut key, _) = bench.connect(&connect("c", true));
+    for id in 1..=100 {
+        bench.send(key, &publish(0x34, "room/1", id, "a"));
+        bench.lose(key);
+        key = bench.resume("c").0;
+    }
+    bench.send(key, &publish(0x3c, "room/1", 100, "a"));
+    assert_eq!(bench.payloads().len(), 100, "the latest is known");
+    bench.send(key, &publish(0x3c, "room/1", 1, "a"));
+    assert_eq!(bench.payloads().len(), 101, "the first is not");
+}
+
+#[test]
 fn a_client_beyond_its_receive_maximum_is_told_so_and_one_at_it_hastens_the_commit() {
     let mut bench = Bench::new(config());
     let (key, _) = bench.connect(&connect("c", true));
