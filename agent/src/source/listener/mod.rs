@@ -33,10 +33,10 @@ mod tests;
 use std::{
     collections::BTreeSet,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -44,7 +44,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use slab::Slab;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::sleep,
 };
 use tracing::{debug, error, info, warn};
@@ -76,6 +76,13 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(5);
 /// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
 const READ_PAUSE: Duration = Duration::from_millis(2);
 
+/// Connections that may wait to be accepted: all clients come at once after a power cut, and one that finds no place tries again
+/// after a second.
+const BACKLOG: u32 = 4096;
+
+/// Connections that are accepted before those that are there are served.
+const ACCEPT_BATCH: usize = 64;
+
 /// Pause after an error of `accept`, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -100,7 +107,7 @@ const USER_PROPERTIES_MAX: usize = 16;
 /// # Errors
 /// Why the address cannot be had.
 pub async fn reach(listener: &Listener) -> Result<String, String> {
-    match TcpListener::bind(listener.listen).await {
+    match bind(listener.listen) {
         Ok(_) => Ok("free to listen at".into()),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             match TcpStream::connect(listener.listen).await {
@@ -164,7 +171,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
 async fn listen(config: &Listener, mut context: SourceContext) -> Option<(TcpListener, SourceContext)> {
     let mut again = Backoff::new(LISTEN_AGAIN);
     loop {
-        match TcpListener::bind(config.listen).await {
+        match bind(config.listen) {
             Ok(listener) => {
                 info!(source = config.name, address = %config.listen, "listening");
                 return Some((listener, context));
@@ -184,6 +191,14 @@ async fn listen(config: &Listener, mut context: SourceContext) -> Option<(TcpLis
             () = sleep(delay) => {}
         }
     }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of the agent before this one may linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// What one round of reading brought, not submitted yet.
@@ -329,7 +344,15 @@ impl Server {
                     tokio::task::yield_now().await;
                 }
                 accepted = listener.accept(), if serving && now >= accept_at => match accepted {
-                    Ok((stream, address)) => self.accept(now, stream, address.ip()),
+                    Ok((stream, address)) => {
+                        self.accept(now, stream, address.ip());
+                        // The next `accept` waits for those that are not there yet.
+                        let mut no_wait = Context::from_waker(Waker::noop());
+                        for _ in 1..ACCEPT_BATCH {
+                            let Poll::Ready(Ok((stream, address))) = listener.poll_accept(&mut no_wait) else { break };
+                            self.accept(now, stream, address.ip());
+                        }
+                    }
                     Err(error) => {
                         self.stage.counters.failures.inc();
                         warn!(source = self.config.name, %error, "cannot accept a connection");
