@@ -204,6 +204,14 @@ mod tests {
     }
 
     #[test]
+    fn qos_0_does_not_wait_for_a_subscriber_that_went_away() {
+        let mut outbox = Outbox::default();
+        outbox.push(delivery("1", Qos::AtMostOnce), 10_000);
+        outbox.disconnected();
+        assert_eq!((outbox.size_bytes, filled(&mut outbox)), (0, vec![]));
+    }
+
+    #[test]
     fn a_message_that_is_too_large_or_has_expired_is_passed_over() {
         let mut outbox = Outbox::default();
         let long = delivery("0123456789", Qos::AtMostOnce);

@@ -173,6 +173,29 @@ fn a_client_at_its_receive_maximum_hastens_the_commit() {
 }
 
 #[test]
+fn a_client_that_was_held_back_is_read_again_when_it_is_answered() {
+    on_one_thread(async {
+        let (config, mut pipeline) = start(1 << 20);
+        let mut device = Device::connect(&config, "c").await;
+        let mut other = Device::connect(&config, "d").await;
+        let all: Vec<u8> = (1..=10).flat_map(|id| publish_v3(0x32, "room/1", id, "a")).collect();
+        device.send(&all).await;
+        for _ in 0..10 {
+            pipeline.record().await;
+        }
+        device.send(&publish_v3(0x32, "room/1", 11, "late")).await;
+        // Its bytes are there, and the listener has looked at what is there.
+        other.expect_silence().await;
+        assert_eq!(pipeline.rest(), []);
+        pipeline.acknowledge_all();
+        for id in 1..=10 {
+            assert_eq!(device.read::<4>().await, [0x40, 2, 0, id]);
+        }
+        assert_eq!(pipeline.record().await.1.value, "late");
+    });
+}
+
+#[test]
 fn a_malformed_packet_costs_its_sender_alone() {
     on_one_thread(async {
         let (config, mut pipeline) = start(1 << 20);
