@@ -28,7 +28,7 @@ fn watch(name: &str, work: impl FnOnce(&Agent, &Mosquitto, &kafka::Cluster)) -> 
 fn each_single_record_is_synced_before_its_puback() {
     const READINGS: usize = 20;
     let verdict = watch("ack-single", |agent, broker, cluster| {
-        let mut publisher = Publisher::connect(broker, "bus-1");
+        let mut publisher = Publisher::connect(broker.port(), "bus-1");
         let mut reader = cluster.reader(&agent.topic("vehicle-positions"));
         for seq in 1..=READINGS {
             let reading =

@@ -27,7 +27,7 @@ fn a_backlog_is_sent_at_its_pace_and_an_idle_partition_does_not_wait_for_it() {
     agent.configure("[replicate]\n", &keys);
     agent.start();
     broker.wait_subscribed("traffic/+/position");
-    let mut publisher = Publisher::connect(&broker, "room-1");
+    let mut publisher = Publisher::connect(broker.port(), "room-1");
     let mut publish = |seq: u32| {
         let reading =
             format!(r#"{{"device":"room-1","seq":{seq},"time":"2026-01-01T00:00:{seq:02}.000000Z"}}"#);

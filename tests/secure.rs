@@ -72,7 +72,7 @@ debug = \"security,conf,broker\"
 
     certificates.write("kafka.password", WRONG_PASSWORD);
     broker.wait_subscribed("building/+/+/occupancy");
-    let mut device = Publisher::connect(&broker, "device");
+    let mut device = Publisher::connect(broker.port(), "device");
     device.publish("building/1/room-1/occupancy", READING);
     agent.wait_health("the broker does not let us in");
 
@@ -138,7 +138,7 @@ fn every_way_to_prove_who_we_are_is_taken_by_kafka() {
         let mut agent = Agent::new(&format!("proof-{name}"), &server, &sections);
         agent.start();
         broker.wait_subscribed("building/+/+/occupancy");
-        Publisher::connect(&broker, "device").publish("building/1/room-1/occupancy", READING);
+        Publisher::connect(broker.port(), "device").publish("building/1/room-1/occupancy", READING);
         let mut reader = kafka.reader(&agent.topic("occupancy"));
         assert_eq!(reader.wait_for(1, PATIENCE)[0].value, READING.as_bytes(), "{name}");
         let found = agent.command_output(&["check", "--connect", "-c", "CONFIG"]);
@@ -158,7 +158,7 @@ fn nobody_else_can_read_the_data_directory() {
     std::fs::set_permissions(agent.log_directory(), std::fs::Permissions::from_mode(0o755)).unwrap();
     agent.start();
     broker.wait_subscribed("building/+/+/occupancy");
-    Publisher::connect(&broker, "device").publish("building/1/room-1/occupancy", READING);
+    Publisher::connect(broker.port(), "device").publish("building/1/room-1/occupancy", READING);
     wait_until(PATIENCE, "a commit", || {
         agent.metric("wayside_replicate_lag_records").filter(|lag| *lag == 1.0)
     });

@@ -10,6 +10,7 @@ mod delivery;
 mod disk;
 mod http;
 mod journey;
+mod listener;
 mod noise;
 mod policies;
 mod secure;

@@ -31,20 +31,21 @@ use crate::{
 pub use crate::{
     log::fuzz::log,
     replicate::cursor::fuzz::cursor,
-    source::{http::fuzz::http, mqtt::fuzz::mqtt},
+    source::{http::fuzz::http, listener::fuzz::listener, mqtt::fuzz::mqtt},
 };
 
 /// A body: it panics where something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Every target with its name, which is that of its corpus.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("acl", acl),
     ("config", config),
     ("cursor", cursor),
     ("hfp", hfp),
     ("http", http),
     ("json", json),
+    ("listener", listener),
     ("log", log),
     ("mqtt", mqtt),
     ("native", native),

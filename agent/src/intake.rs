@@ -164,6 +164,16 @@ impl Intake {
         Ok(ticket)
     }
 
+    /// The ticket that the next submission will have.
+    pub fn next_ticket(&self) -> Ticket {
+        Ticket(self.next)
+    }
+
+    /// The ticket of the last submission; that of none is below all others.
+    pub fn last_ticket(&self) -> Ticket {
+        Ticket(self.next - 1)
+    }
+
     /// Asks for an early commit: the source cannot go on before it has answered what it submitted.
     pub fn urge(&self) {
         // A closed pipeline shows at the next submit.
@@ -207,6 +217,11 @@ impl<T> Unacknowledged<T> {
     pub fn release(&mut self, acknowledgement: Acknowledgement) -> impl Iterator<Item = T> {
         let covered = self.waiting.partition_point(|(ticket, _)| *ticket <= acknowledgement.through());
         self.waiting.drain(..covered).map(|(_, answer)| answer)
+    }
+
+    /// Those that wait, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter().map(|(_, answer)| answer)
     }
 
     /// How many wait.

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use tracing::warn;
 
 use crate::{
-    config::{Config, HttpSource, MqttSource, SerialSource},
+    config::{Config, HttpSource, Listener, MqttSource, SerialSource},
     env::{Clock, Entropy, SystemClock, SystemEntropy},
     log::{
         identity::{self, NotOurs},
@@ -85,6 +85,9 @@ impl Parts {
         for mqtt in &config.mqtt {
             sources.push(Box::new(Mqtt { config: mqtt.clone(), record_bytes_max }));
         }
+        for listener in &config.listener {
+            sources.push(Box::new(MqttListener { config: listener.clone(), record_bytes_max }));
+        }
         for serial in &config.serial {
             sources.push(Box::new(Serial { config: serial.clone(), record_bytes_max }));
         }
@@ -115,6 +118,21 @@ impl Source for Mqtt {
 
     fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
         Box::pin(source::mqtt::run(self.config, self.record_bytes_max, context))
+    }
+}
+
+struct MqttListener {
+    config: Listener,
+    record_bytes_max: usize,
+}
+
+impl Source for MqttListener {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
+        Box::pin(source::listener::run(self.config, self.record_bytes_max, context))
     }
 }
 

@@ -215,14 +215,22 @@ listen = \"127.0.0.1:{telemetry_port}\"
 
 /// A `[[source.mqtt]]` that takes what `wayside-sim` publishes to `url`, and its streams.
 pub fn mqtt_source(url: &str, version: u8) -> String {
+    let section =
+        format!("[[source.mqtt]]\nname = \"broker\"\nurls = [\"{url}\"]\nversion = {version}\nqos = 1\n");
+    section + &routes("mqtt")
+}
+
+/// A `[[source.listener]]` on `port` that takes what `wayside-sim` publishes, and its streams.
+pub fn listener(port: u16) -> String {
+    let section = format!("[[source.listener]]\nname = \"devices\"\nlisten = \"127.0.0.1:{port}\"\n");
+    section + &routes("listener")
+}
+
+/// What `wayside-sim` publishes, as routes of a source of `kind`, and its streams.
+fn routes(kind: &str) -> String {
     format!(
         "\
-[[source.mqtt]]
-name = \"broker\"
-urls = [\"{url}\"]
-version = {version}
-qos = 1
-[[source.mqtt.route]]
+[[source.{kind}.route]]
 topic_filter = \"building/+/+/occupancy\"
 decode = \"json\"
 stream = \"occupancy\"
@@ -230,7 +238,7 @@ value = \"raw\"
 device_pointer = \"/device\"
 time_pointer = \"/time\"
 seq_pointer = \"/seq\"
-[[source.mqtt.route]]
+[[source.{kind}.route]]
 topic_filter = \"traffic/+/position\"
 decode = \"json\"
 stream = \"vehicle-positions\"

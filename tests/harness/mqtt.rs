@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use rumqttc::{Client, Connection, Event, Incoming, MqttOptions, QoS};
 
-use crate::mosquitto::Mosquitto;
-
 /// A connection to the broker.
 pub struct Publisher {
     client: Client,
@@ -13,9 +11,9 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Connects as `client_id`.
-    pub fn connect(broker: &Mosquitto, client_id: &str) -> Self {
-        let options = MqttOptions::new(client_id, "127.0.0.1", broker.port());
+    /// Connects as `client_id` to the broker on `port`.
+    pub fn connect(port: u16, client_id: &str) -> Self {
+        let options = MqttOptions::new(client_id, "127.0.0.1", port);
         let (client, connection) = Client::new(options, 16);
         let mut publisher = Self { client, connection };
         publisher.wait_for(|packet| matches!(packet, Incoming::ConnAck(_)));

@@ -71,7 +71,7 @@ impl Call {
 /// What [`Trace::check_acknowledgements`] found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// PUBACKs that the agent sent.
+    /// PUBACKs and PUBRECs that the agent sent.
     pub acknowledged: usize,
     /// Of these, how many had no durable record: each in words.
     pub premature: Vec<String>,
@@ -115,20 +115,20 @@ impl Trace {
         Self { calls }
     }
 
-    /// Holds every PUBACK that went to the broker on `broker_port` against the files below `log_directory`.
+    /// Holds every PUBACK and PUBREC on the connections of `mqtt_port`, a broker's or the agent's own, against the files below
+    /// `log_directory`.
     ///
-    /// A PUBACK may begin to leave only when, after its PUBLISH had arrived, a write to a file of the log began, after
+    /// It may begin to leave only when, after its PUBLISH had arrived, a write to a file of the log began, after
     /// that write's return a sync of the same file began, and that sync returned.
-    pub fn check_acknowledgements(&self, broker_port: u16, log_directory: &Path) -> Verdict {
-        let broker = format!("->127.0.0.1:{broker_port}]");
+    pub fn check_acknowledgements(&self, mqtt_port: u16, log_directory: &Path) -> Verdict {
+        let (client, server) = (format!("->127.0.0.1:{mqtt_port}]"), format!("[127.0.0.1:{mqtt_port}->"));
         let log = log_directory.to_str().expect("our paths are UTF-8");
         let log_calls: Vec<&Call> = self.calls.iter().filter(|call| call.target.starts_with(log)).collect();
         let mut verdict =
             Verdict { syncs: log_calls.iter().filter(|call| call.is_sync()).count(), ..Verdict::default() };
         let mut connections: BTreeMap<&str, Vec<&Call>> = BTreeMap::new();
-        for call in
-            self.calls.iter().filter(|call| call.target.starts_with("TCP") && call.target.ends_with(&broker))
-        {
+        let is_mqtt = |call: &&Call| call.target.ends_with(&client) || call.target.contains(&server);
+        for call in self.calls.iter().filter(|call| call.target.starts_with("TCP")).filter(is_mqtt) {
             connections.entry(&call.target).or_default().push(call);
         }
         for calls in connections.values() {
@@ -216,8 +216,9 @@ impl Packet {
         Some(u16::from_be_bytes([*self.body.get(2 + topic_size)?, *self.body.get(3 + topic_size)?]))
     }
 
+    /// A PUBACK or PUBREC.
     fn puback(&self) -> Option<PubAck> {
-        if self.first_byte >> 4 != 4 {
+        if !matches!(self.first_byte >> 4, 4 | 5) {
             return None;
         }
         Some(PubAck {
@@ -306,6 +307,17 @@ mod tests {
     fn a_puback_after_write_and_sync_is_right() {
         assert_eq!(check(&[PUBLISH, WRITE, SYNC, PUBACK]), (1, 0));
         assert_eq!(check(&[WRITE, SYNC, PUBLISH]), (0, 0));
+    }
+
+    #[test]
+    fn an_answer_of_the_agents_own_server_is_held_against_the_same_rule() {
+        let swapped = |line: &str| line.replace("127.0.0.1:5->127.0.0.1:1883", "127.0.0.1:1883->127.0.0.1:5");
+        let (publish, puback) = (swapped(PUBLISH), swapped(PUBACK));
+        assert_eq!(check(&[&publish, WRITE, SYNC, &puback]), (1, 0));
+        assert_eq!(check(&[&publish, WRITE, &puback, SYNC]), (1, 1));
+        let pubrec = puback.replace("\\x40", "\\x50");
+        assert_eq!(check(&[&publish, WRITE, SYNC, &pubrec]), (1, 0));
+        assert_eq!(check(&[&publish, &pubrec]), (1, 1));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// MQTT brokers to subscribe at.
     pub mqtt: Vec<MqttSource>,
+    /// Addresses at which devices connect.
+    pub listener: Vec<Listener>,
     /// Serial ports to read.
     pub serial: Vec<SerialSource>,
     /// Addresses that take HTTP requests.
@@ -68,7 +70,8 @@ impl Config {
         let native = [OCCUPANCY_STREAM, VEHICLE_POSITIONS_STREAM, RAW_STREAM];
         let mut names: BTreeSet<_> = self.streams.keys().map(StreamName::as_str).collect();
         names.extend([DEAD_LETTER_STREAM, GAPS_STREAM]);
-        for route in self.mqtt.iter().flat_map(|source| &source.routes) {
+        let routes = self.mqtt.iter().flat_map(|source| &source.routes);
+        for route in routes.chain(self.listener.iter().flat_map(|listener| &listener.routes)) {
             match &route.decode {
                 RouteDecode::Json { stream, .. }
                 | RouteDecode::Hfp { stream }
@@ -183,7 +186,7 @@ pub enum MqttVersion {
 }
 
 /// MQTT's quality of service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Qos {
     /// 0
     AtMostOnce,
@@ -191,6 +194,52 @@ pub enum Qos {
     AtLeastOnce,
     /// 2
     ExactlyOnce,
+}
+
+/// An MQTT server of our own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Name in logs and metrics.
+    pub name: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Who may connect without a password.
+    pub anonymous: Anonymous,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// Longest time from the connection to CONNECT.
+    pub connect_timeout: Duration,
+    /// Largest packet accepted, in bytes.
+    pub max_packet_bytes: usize,
+    /// Messages that a client may have unacknowledged; at least 1.
+    pub receive_maximum: u16,
+    /// Longest keep-alive of an MQTT 5 client, in seconds; at least 1.
+    pub keep_alive_max_s: u16,
+    /// Longest time that a session outlives its connection.
+    pub session_expiry_max: Duration,
+    /// Bytes that a client may send per second; 0 is no limit.
+    pub client_bytes_per_second: u32,
+    /// Messages that a client may send per second; 0 is no limit.
+    pub client_messages_per_second: u32,
+    /// Bytes of messages that may wait for one subscriber.
+    pub queue_bytes: usize,
+    /// Bytes of retained messages.
+    pub retained_bytes: usize,
+    /// Topic filters, checked, of what is handed to subscribers and not stored.
+    pub local_topic_filters: Vec<String>,
+    /// At least one; a message takes the first that matches.
+    pub routes: Vec<Route>,
+}
+
+/// Who may connect without a password.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Anonymous {
+    /// Clients on the gateway itself.
+    #[default]
+    Loopback,
+    /// Whoever reaches the address.
+    Anywhere,
 }
 
 /// Exponential delays with full jitter.

@@ -6,7 +6,7 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use super::{Compression, FlowControl, LogFormat, Parity, Policy, Value};
+use super::{Anonymous, Compression, FlowControl, LogFormat, Parity, Policy, Value};
 
 /// JSON Schema of the file, with every default, range, choice and meaning.
 pub fn schema() -> schemars::Schema {
@@ -58,6 +58,8 @@ impl Default for RawGateway {
 pub struct RawSources {
     /// MQTT brokers to subscribe at.
     pub mqtt: Vec<RawMqttSource>,
+    /// Addresses at which devices connect with MQTT.
+    pub listener: Vec<RawListener>,
     /// Serial ports to read.
     pub serial: Vec<RawSerialSource>,
     /// Addresses that take HTTP requests.
@@ -145,7 +147,75 @@ pub struct RawMqttTls {
     pub server_name: String,
 }
 
-/// `[[source.mqtt.route]]`: one subscription and how its payloads decode. A message takes the first route that matches.
+/// `[[source.listener]]`: an MQTT server of the agent's own, for devices to connect to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name", "route"]))]
+pub struct RawListener {
+    /// Name of the source, in logs and metrics. Must be set, unique.
+    pub name: String,
+    /// Address and port to listen at. `0.0.0.0:1883` is every IPv4 address of the gateway.
+    pub listen: String,
+    /// Who may connect without a password: clients on the gateway itself (`loopback`), or whoever reaches the address
+    /// (`anywhere`).
+    pub anonymous: Anonymous,
+    /// Most connections at once; a further one is closed. There may be twice as many sessions.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_connections: u32,
+    /// Longest time from the connection to a whole CONNECT, in ms.
+    #[schemars(range(min = 100, max = 600_000))]
+    pub connect_timeout_ms: u64,
+    /// Largest packet accepted, in bytes; a client that sends a larger one is disconnected.
+    #[schemars(range(min = 1_024, max = 67_108_864))]
+    pub max_packet_bytes: u32,
+    /// Messages that a client may have unacknowledged: MQTT's Receive Maximum. A commit starts early when it is reached.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub receive_maximum: u16,
+    /// Longest keep-alive, in seconds, which MQTT 5 clients that ask for more or none are told to use.
+    #[schemars(range(min = 5, max = 65_535))]
+    pub keep_alive_max_s: u16,
+    /// Longest time that a session outlives its connection, in seconds. 0 ends every session with its connection.
+    pub session_expiry_max_s: u32,
+    /// Bytes per second that one client may send; beyond, it is read later. 0 is no limit.
+    pub client_bytes_per_second: u32,
+    /// Messages per second that one client may send; beyond, it is read later. 0 is no limit.
+    pub client_messages_per_second: u32,
+    /// Bytes of messages that may wait for one subscriber; beyond, it loses the oldest.
+    #[schemars(range(min = 1_024, max = 67_108_864))]
+    pub queue_bytes: u32,
+    /// Bytes of retained messages; a further one is stored and handed on, and not retained.
+    #[schemars(range(min = 0, max = 268_435_456))]
+    pub retained_bytes: u32,
+    /// Filters of topics that are handed to subscribers alone: their messages are acknowledged at once and not stored.
+    pub local_topic_filters: Vec<String>,
+    /// What to make of the topics, as in `[[source.mqtt]]`. At least one.
+    pub route: Vec<RawRoute>,
+}
+
+impl Default for RawListener {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            listen: "127.0.0.1:1883".into(),
+            anonymous: Anonymous::Loopback,
+            max_connections: 1000,
+            connect_timeout_ms: 10_000,
+            max_packet_bytes: 256 * 1024,
+            receive_maximum: 1024,
+            keep_alive_max_s: 1200,
+            session_expiry_max_s: 24 * 3600,
+            client_bytes_per_second: 0,
+            client_messages_per_second: 0,
+            queue_bytes: 64 * 1024,
+            retained_bytes: 1024 * 1024,
+            local_topic_filters: Vec::new(),
+            route: Vec::new(),
+        }
+    }
+}
+
+/// `[[source.mqtt.route]]`, `[[source.listener.route]]`: topics and how their payloads decode; at a broker also a subscription.
+/// A message takes the first route that matches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["topic_filter", "decode"]))]

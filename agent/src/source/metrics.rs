@@ -43,6 +43,7 @@ pub struct SourceMetrics {
     bytes: Family<StreamLabels, Counter>,
     connected: Family<SourceLabel, Gauge>,
     connections: Family<SourceLabel, Counter>,
+    clients: Family<SourceLabel, Gauge>,
     failures: Family<SourceLabel, Counter>,
     unacknowledged: Family<SourceLabel, Gauge>,
     rejected: Family<ReasonLabels, Counter>,
@@ -61,6 +62,7 @@ impl SourceMetrics {
             bytes: Family::default(),
             connected: Family::default(),
             connections: Family::default(),
+            clients: Family::default(),
             failures: Family::default(),
             unacknowledged: Family::default(),
             rejected: Family::default(),
@@ -81,8 +83,13 @@ impl SourceMetrics {
         );
         registry.register(
             "source_connections",
-            "Connections made or taken, or ports opened; of a broker or port all but the first are reconnects",
+            "Connections made or accepted, or ports opened; of a broker or port all but the first are reconnects",
             metrics.connections.clone(),
+        );
+        registry.register(
+            "source_clients",
+            "Clients that are connected to a listener",
+            metrics.clients.clone(),
         );
         registry.register(
             "source_failures",
@@ -96,7 +103,7 @@ impl SourceMetrics {
         );
         registry.register(
             "source_rejected",
-            "Frames that were no frames of the protocol and requests that were refused, by reason",
+            "Frames that were no frames of the protocol, requests that were refused and clients that were disconnected, by reason",
             metrics.rejected.clone(),
         );
         registry.register(
@@ -123,6 +130,7 @@ impl SourceMetrics {
         SourceCounters {
             connected: self.connected.get_or_create_owned(&label),
             connections: self.connections.get_or_create_owned(&label),
+            clients: None,
             failures: self.failures.get_or_create_owned(&label),
             unacknowledged: self.unacknowledged.get_or_create_owned(&label),
             lost: self.lost.get_or_create_owned(&label),
@@ -140,6 +148,7 @@ pub struct SourceCounters {
     pub connected: Gauge<i64, AtomicI64>,
     /// Connections made or ports opened.
     pub connections: Counter<u64, AtomicU64>,
+    clients: Option<Gauge<i64, AtomicI64>>,
     /// Attempts that failed, and connections that broke.
     pub failures: Counter<u64, AtomicU64>,
     /// Frames taken and not yet acknowledged to their sender.
@@ -168,6 +177,13 @@ impl SourceCounters {
         self.streams.insert(record.stream.clone(), (records, bytes));
     }
 
+    /// Says how many clients are connected. A source that has none has no such metric.
+    pub(crate) fn clients(&mut self, count: usize) {
+        let label = SourceLabel { source: self.source.clone() };
+        let gauge = self.clients.get_or_insert_with(|| self.families.clients.get_or_create_owned(&label));
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
     /// Counts `count` frames that were no frames of the protocol.
     pub fn rejected(&self, reason: &'static str, count: u64) {
         self.families.rejected.get_or_create(&self.reason(reason)).inc_by(count);
@@ -175,8 +191,13 @@ impl SourceCounters {
 
     /// Counts a frame that was understood and not handed on.
     pub fn dropped(&self, reason: &'static str) {
-        self.families.dropped.get_or_create(&self.reason(reason)).inc();
-        *self.families.lock_drops().entry((self.source.clone(), reason)).or_default() += 1;
+        self.dropped_many(reason, 1);
+    }
+
+    /// Counts `count` frames that were understood and not handed on.
+    pub(crate) fn dropped_many(&self, reason: &'static str, count: u64) {
+        self.families.dropped.get_or_create(&self.reason(reason)).inc_by(count);
+        *self.families.lock_drops().entry((self.source.clone(), reason)).or_default() += count;
     }
 
     fn reason(&self, reason: &'static str) -> ReasonLabels {

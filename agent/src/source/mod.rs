@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod http;
+pub mod listener;
 pub mod metrics;
 pub mod mqtt;
 pub mod serial;

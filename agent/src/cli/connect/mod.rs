@@ -22,6 +22,10 @@ pub(super) fn check(config: &Config, json: bool) -> anyhow::Result<()> {
             report.add(format!("{} {scheme}://{}:{}", source.name, broker.host, broker.port), found)?;
         }
     }
+    for listener in &config.listener {
+        let found = runtime.block_on(source::listener::reach(listener));
+        report.add(format!("{} {}", listener.name, listener.listen), found)?;
+    }
     // A name that is not resolved holds a thread for longer than its time limit.
     runtime.shutdown_background();
     for source in &config.serial {

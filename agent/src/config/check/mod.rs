@@ -198,13 +198,23 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.mqtt(&key, source, &gateway.id)
     });
+    let listener: Vec<_> = each(&raw.source.listener, "source.listener", |key, source| {
+        check.unique(&format!("{key}.name"), &source.name, &mut names);
+        check.listener(&key, source)
+    });
     let serial: Vec<_> = each(&raw.source.serial, "source.serial", |key, source| {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.serial(&key, source)
     });
-    check.sources_apart(&mqtt, &serial);
-    if raw.source.mqtt.is_empty() && raw.source.serial.is_empty() && raw.source.http.is_empty() {
-        check.fault("source", "", "at least one [[source.mqtt]], [[source.serial]] or [[source.http]]");
+    check.sources_apart(&mqtt, &listener, &serial);
+    let raw_sources = &raw.source;
+    if raw_sources.mqtt.is_empty()
+        && raw_sources.listener.is_empty()
+        && raw_sources.serial.is_empty()
+        && raw_sources.http.is_empty()
+    {
+        let limit = "at least one [[source.mqtt]], [[source.listener]], [[source.serial]] or [[source.http]]";
+        check.fault("source", "", limit);
     }
     let mut streams = BTreeMap::new();
     for (i, stream) in raw.stream.iter().enumerate() {
@@ -296,7 +306,18 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         Some(checked)
     });
     let http = http.into_iter().flatten().collect();
-    let config = Config { gateway, mqtt, serial, http, streams, commit, log, replicate, telemetry };
+    let config = Config {
+        gateway,
+        mqtt,
+        listener: listener.into_iter().flatten().collect(),
+        serial,
+        http,
+        streams,
+        commit,
+        log,
+        replicate,
+        telemetry,
+    };
     (config, check.faults)
 }
 

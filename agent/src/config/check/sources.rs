@@ -11,10 +11,12 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::{Checker, each, file, quoted, size};
 use crate::{
     config::{
-        Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Login, MqttSource, MqttTls, MqttVersion,
-        PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource, Stream, Value,
+        Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login, MqttSource, MqttTls,
+        MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource, Stream,
+        Value,
         raw::{
-            Decode, Protocol, RawHttpRoute, RawHttpSource, RawMqttSource, RawMqttTls, RawRoute, RawSerialSource,
+            Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
+            RawSerialSource,
         },
     },
     decode::topic::TopicPattern,
@@ -23,7 +25,21 @@ use crate::{
 
 impl Checker {
     /// No two sources may want what only one of them can have.
-    pub(super) fn sources_apart(&mut self, mqtt: &[MqttSource], serial: &[SerialSource]) {
+    pub(super) fn sources_apart(
+        &mut self,
+        mqtt: &[MqttSource],
+        listener: &[Option<Listener>],
+        serial: &[SerialSource],
+    ) {
+        let mut addresses = BTreeMap::new();
+        for (i, source) in listener.iter().enumerate() {
+            let Some(source) = source else { continue };
+            if let Some(first) = addresses.insert(source.listen, i) {
+                let limit = format!("already the address of source.listener[{first}]");
+                let address = quoted(&source.listen.to_string());
+                self.fault(&format!("source.listener[{i}].listen"), &address, &limit);
+            }
+        }
         let mut ports = BTreeMap::new();
         for (i, source) in serial.iter().enumerate() {
             if let Some(first) = ports.insert(&source.path, i) {
@@ -93,6 +109,41 @@ impl Checker {
         }
     }
 
+    pub(super) fn listener(&mut self, key: &str, raw: &RawListener) -> Option<Listener> {
+        let at = |name: &str| format!("{key}.{name}");
+        if raw.route.is_empty() {
+            self.fault(&at("route"), "[]", "at least one [[source.listener.route]]");
+        }
+        for (i, filter) in raw.local_topic_filters.iter().enumerate() {
+            self.topic_filter(&at(&format!("local_topic_filters[{i}]")), filter);
+        }
+        let routes = each(&raw.route, &at("route"), |key, route| self.route(&key, route));
+        let limit = "must be an address and port, like 0.0.0.0:1883 or [::]:1883";
+        Some(Listener {
+            name: raw.name.clone(),
+            listen: self.parse(&at("listen"), &raw.listen, limit)?,
+            anonymous: raw.anonymous,
+            max_connections: size(raw.max_connections.into()),
+            connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
+            max_packet_bytes: size(raw.max_packet_bytes.into()),
+            receive_maximum: raw.receive_maximum,
+            keep_alive_max_s: raw.keep_alive_max_s,
+            session_expiry_max: Duration::from_secs(raw.session_expiry_max_s.into()),
+            client_bytes_per_second: raw.client_bytes_per_second,
+            client_messages_per_second: raw.client_messages_per_second,
+            queue_bytes: size(raw.queue_bytes.into()),
+            retained_bytes: size(raw.retained_bytes.into()),
+            local_topic_filters: raw.local_topic_filters.clone(),
+            routes: routes.into_iter().flatten().collect(),
+        })
+    }
+
+    fn topic_filter(&mut self, key: &str, filter: &str) {
+        if !rumqttc::valid_filter(filter) {
+            self.fault(key, &quoted(filter), "must be an MQTT topic filter");
+        }
+    }
+
     fn broker(&mut self, key: &str, url: &str) -> Option<Broker> {
         if url.contains('@') {
             self.fault(key, "(not shown)", "must not hold a user: it goes to user and password");
@@ -152,9 +203,7 @@ impl Checker {
 
     fn route(&mut self, key: &str, raw: &RawRoute) -> Option<Route> {
         let at = |name: &str| format!("{key}.{name}");
-        if !rumqttc::valid_filter(&raw.topic_filter) {
-            self.fault(&at("topic_filter"), &quoted(&raw.topic_filter), "must be an MQTT topic filter");
-        }
+        self.topic_filter(&at("topic_filter"), &raw.topic_filter);
         let kind = raw.decode?;
         let pointers = [
             ("device_pointer", &raw.device_pointer),

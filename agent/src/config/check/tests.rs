@@ -1,7 +1,7 @@
 //! What a configuration may be, by example.
 
 use super::*;
-use crate::config::{Broker, MqttVersion};
+use crate::config::{Anonymous, Broker, MqttVersion};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     super::parse(text, &[]).map(|checked| checked.config)
@@ -45,7 +45,7 @@ fn an_empty_config_names_everything_that_must_be_set() {
         [
             "gateway.id: must be set: Name of this gateway, unique in the fleet; in every record's headers",
             "replicate.bootstrap_servers: must be set: Kafka brokers, `host:port`",
-            "source: at least one [[source.mqtt]], [[source.serial]] or [[source.http]]",
+            "source: at least one [[source.mqtt]], [[source.listener]], [[source.serial]] or [[source.http]]",
         ]
     );
 }
@@ -109,6 +109,32 @@ fn a_route_says_what_its_decoder_needs() {
         &route("topic_filter = \"a\"\ndecode = \"xml\""),
         &["source.mqtt[0].route[0].decode = \"xml\""],
     );
+}
+
+#[test]
+fn a_listener_says_what_is_wrong_with_it() {
+    let listener = |lines: &str| {
+        format!(
+            "gateway.id = \"g\"\n[replicate]\nbootstrap_servers = [\"k:9092\"]\n[[source.listener]]\nname = \"l\"\n\
+             {lines}\n[[source.listener.route]]\ntopic_filter = \"a/+\"\ndecode = \"raw\"\nstream = \"s\"\n\
+             device_topic = \"a/{{device}}\""
+        )
+    };
+    let config = parse(&listener("")).expect("good");
+    assert_eq!(config.listener[0].listen.to_string(), "127.0.0.1:1883");
+    assert_eq!(config.listener[0].anonymous, Anonymous::Loopback);
+    assert!(config.stream_names().contains("s"));
+    check_faults(&listener("listen = \"1883\""), &["source.listener[0].listen = \"1883\""]);
+    check_faults(
+        &listener("local_topic_filters = [\"home/#/x\"]\nanonymous = \"everybody\"\nreceive_maximum = 0"),
+        &[
+            "source.listener[0].local_topic_filters[0] = \"home/#/x\"",
+            "source.listener[0].anonymous = \"everybody\"",
+            "source.listener[0].receive_maximum = 0",
+        ],
+    );
+    let text = listener("") + "\n[[source.listener]]\nname = \"m\"";
+    check_faults(&text, &["source.listener[1].route = ", "source.listener[1].listen = \"127.0.0.1:1883\""]);
 }
 
 #[test]

@@ -1,0 +1,383 @@
+//! One connection: bytes and `now` in, packets and what is to be sent out. No socket, no clock.
+//!
+//! What concerns more than one connection, sessions and messages to subscribers, is in [`broker`](super::broker).
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{
+    outbox::Capacity,
+    packet::{self, PacketError, Publish, Reason},
+    subscriptions::SessionKey,
+};
+use crate::{
+    config::{Listener, MqttVersion, Qos},
+    env::Monotonic,
+    intake::{Acknowledgement, Ticket, Unacknowledged},
+};
+
+/// Topic aliases that a client may set. Each keeps a topic in memory.
+pub(super) const ALIAS_MAXIMUM: u16 = 8;
+
+/// Bytes that wait for a client that does not read, at which nothing more is read from it.
+const OUT_BYTES_MAX: usize = 64 * 1024;
+
+/// Largest CONNECT, in bytes: a will may have 64 KiB.
+const CONNECT_BYTES_MAX: usize = 80 * 1024;
+
+/// How much of its rate a client may use at once.
+const BURST: Duration = Duration::from_secs(1);
+
+/// Messages of a session by packet id, with the digest of each, that must not be stored again: those of QoS 2 until PUBREL, and
+/// those that a broken connection left unanswered.
+pub(super) type Known = BTreeMap<u16, u64>;
+
+/// What it takes to answer a PUBLISH of QoS 1 or 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    packet_id: u16,
+    qos: Qos,
+    digest: u64,
+    /// For MQTT 5.
+    reason: Reason,
+}
+
+impl Answer {
+    /// The same with another reason code than success.
+    pub(super) fn with_reason(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+}
+
+/// What a PUBLISH is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// To be handed on, then answered unless it has QoS 0.
+    New(Option<Answer>),
+    /// Handed on before the last connection broke; to be answered when all that was handed on is durable.
+    Known(Answer),
+    /// Repeated on the same connection; its answer is on its way.
+    UnderWay,
+}
+
+/// How far a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// CONNECT has to come by this time.
+    Connecting(Monotonic),
+    /// It has a session.
+    Serving(SessionKey),
+    /// Nothing more is read; what is to be sent leaves, then the socket is closed.
+    Closing,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// Where it comes from.
+    pub(super) address: IpAddr,
+    /// What it speaks; before CONNECT the guess that makes a refusal readable to most.
+    pub(super) version: MqttVersion,
+    /// How far it is.
+    pub(super) phase: Phase,
+    /// What it takes as a subscriber.
+    pub(super) capacity: Capacity,
+    /// What is to be sent.
+    pub(super) out: BytesMut,
+    /// The beginning of a packet whose rest has not come.
+    tail: BytesMut,
+    /// PUBACKs and PUBRECs that wait for their commit, in PUBLISH order.
+    waiting: Unacknowledged<Answer>,
+    last_ticket: Ticket,
+    /// Messages of QoS 2 of this connection that were answered by PUBREC and not released yet: they count as credit used.
+    unreleased: usize,
+    receive_maximum: usize,
+    packet_bytes_max: usize,
+    aliases: Vec<Box<str>>,
+    /// One and a half times what was agreed on.
+    silence_max: Option<Duration>,
+    heard_at: Monotonic,
+    /// When all that was read would have come at the allowed rate.
+    rate: Rate,
+    paid_until: Monotonic,
+}
+
+/// What a client may send.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    per_byte: Duration,
+    per_message: Duration,
+}
+
+impl Rate {
+    /// 0 is no limit.
+    fn new(bytes_per_second: u32, messages_per_second: u32) -> Self {
+        let share = |per_second: u32| Duration::from_secs(1).checked_div(per_second).unwrap_or_default();
+        Self { per_byte: share(bytes_per_second), per_message: share(messages_per_second) }
+    }
+}
+
+impl Connection {
+    /// A connection from `address` that was accepted `now`.
+    pub(super) fn new(now: Monotonic, address: IpAddr, config: &Listener) -> Self {
+        Self {
+            address,
+            version: MqttVersion::V3,
+            phase: Phase::Connecting(now + config.connect_timeout),
+            capacity: Capacity { version: MqttVersion::V3, receive_maximum: 0, packet_bytes_max: 0 },
+            out: BytesMut::new(),
+            tail: BytesMut::new(),
+            waiting: Unacknowledged::default(),
+            last_ticket: Ticket::default(),
+            unreleased: 0,
+            receive_maximum: config.receive_maximum.into(),
+            packet_bytes_max: config.max_packet_bytes,
+            aliases: Vec::new(),
+            silence_max: None,
+            heard_at: now,
+            rate: Rate::new(config.client_bytes_per_second, config.client_messages_per_second),
+            paid_until: now,
+        }
+    }
+
+    /// CONNECT was accepted: the client has `session` and sends something each `keep_alive_s`, unless that is 0.
+    pub(super) fn serve(&mut self, session: SessionKey, keep_alive_s: u16, capacity: Capacity) {
+        self.phase = Phase::Serving(session);
+        self.capacity = capacity;
+        let interval = Duration::from_secs(keep_alive_s.into());
+        self.silence_max = (keep_alive_s != 0).then_some(interval * 3 / 2); // MQTT-3.1.2-22
+    }
+
+    /// The session, once CONNECT was accepted.
+    pub(super) fn session(&self) -> Option<SessionKey> {
+        match self.phase {
+            Phase::Serving(session) => Some(session),
+            Phase::Connecting(_) | Phase::Closing => None,
+        }
+    }
+
+    /// What is to be looked at now that `bytes` came: with what came before.
+    pub(super) fn take(&mut self, now: Monotonic, bytes: &[u8]) -> Bytes {
+        self.paid_until =
+            self.paid_until.max(now) + self.rate.per_byte * u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if self.tail.is_empty() {
+            // Payloads are slices of this one copy until they are durable.
+            return Bytes::copy_from_slice(bytes);
+        }
+        self.tail.extend_from_slice(bytes);
+        std::mem::take(&mut self.tail).freeze()
+    }
+
+    /// Takes the next whole packet off the front of `input`; keeps the rest if there is none.
+    ///
+    /// # Errors
+    /// What comes is no packet, or one beyond the limit.
+    pub(super) fn next_packet(
+        &mut self,
+        now: Monotonic,
+        input: &mut Bytes,
+    ) -> Result<Option<Bytes>, PacketError> {
+        let limit_bytes = match self.phase {
+            Phase::Connecting(_) => self.packet_bytes_max.min(CONNECT_BYTES_MAX),
+            Phase::Serving(_) => self.packet_bytes_max,
+            Phase::Closing => return Ok(None),
+        };
+        match packet::frame(input, limit_bytes)? {
+            Some(size_bytes) if size_bytes <= input.len() => {
+                self.heard_at = now;
+                Ok(Some(input.split_to(size_bytes)))
+            }
+            size_bytes => {
+                if input.has_remaining() {
+                    self.tail.reserve(size_bytes.unwrap_or(input.len()));
+                    self.tail.extend_from_slice(input);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Bytes of a packet whose rest has not come.
+    pub(super) fn incomplete_bytes(&self) -> usize {
+        self.tail.len()
+    }
+
+    /// The topic of `publish`, and what its alias is from now on (section 3.3.2.3.4).
+    ///
+    /// # Errors
+    /// An alias that is not set, or beyond what CONNACK allowed.
+    pub(super) fn topic<'a>(&'a mut self, publish: &Publish<'a>) -> Result<&'a str, PacketError> {
+        let invalid = |what| PacketError { reason: Reason::TopicAliasInvalid, what };
+        let Some(alias) = publish.alias else { return Ok(publish.topic) };
+        if alias > ALIAS_MAXIMUM {
+            return Err(invalid("a topic alias above the maximum"));
+        }
+        let index = usize::from(alias) - 1;
+        if publish.topic.is_empty() {
+            let known = self.aliases.get(index).filter(|topic| !topic.is_empty());
+            return known.map(|topic| &**topic).ok_or(PacketError::protocol("a topic alias that is not set"));
+        }
+        if self.aliases.len() <= index {
+            self.aliases.resize(index + 1, Box::default());
+        }
+        self.aliases[index] = publish.topic.into();
+        Ok(publish.topic)
+    }
+
+    /// Judges a PUBLISH. Called in their order; `known` is the session's.
+    ///
+    /// # Errors
+    /// More messages are unanswered than CONNACK allowed (section 3.3.4).
+    pub(super) fn arrive(
+        &mut self,
+        publish: &Publish<'_>,
+        known: &mut Known,
+    ) -> Result<Arrival, PacketError> {
+        self.paid_until = self.paid_until + self.rate.per_message;
+        if publish.qos == Qos::AtMostOnce {
+            return Ok(Arrival::New(None));
+        }
+        let digest = digest(publish);
+        let answer =
+            Answer { packet_id: publish.packet_id, qos: publish.qos, digest, reason: Reason::Success };
+        let before = known.remove(&publish.packet_id);
+        // A client that lost its memory gives an id to another message: only one that is equal is a repetition, and with QoS 1,
+        // where the id is free after PUBACK, only one that says so.
+        let repeated = before == Some(digest) && (publish.dup || publish.qos == Qos::ExactlyOnce);
+        if publish.qos == Qos::ExactlyOnce {
+            self.remember(known, publish.packet_id, digest);
+        }
+        if repeated {
+            let under_way = self.waiting.iter().any(|waiting| waiting.packet_id == publish.packet_id);
+            return Ok(if under_way { Arrival::UnderWay } else { Arrival::Known(answer) });
+        }
+        // MQTT 3.1.1 has no such limit; `may_read` holds it back, and what PUBREL does not release it must not pile up.
+        let used = if self.version == MqttVersion::V5 { self.in_flight() } else { self.unreleased };
+        if used >= self.receive_maximum {
+            return Err(PacketError {
+                reason: Reason::ReceiveMaximumExceeded,
+                what: "more messages unanswered than allowed",
+            });
+        }
+        Ok(Arrival::New(Some(answer)))
+    }
+
+    /// `answer` leaves when `ticket` is durable, or in its turn if nothing has to be; in PUBLISH order (MQTT-4.6.0-2).
+    pub(super) fn answer(&mut self, ticket: Option<Ticket>, answer: Answer, known: &mut Known) {
+        match ticket {
+            None if self.waiting.is_empty() => self.write(answer, known),
+            None => self.waiting.push(self.last_ticket, answer),
+            Some(ticket) => {
+                self.last_ticket = self.last_ticket.max(ticket);
+                self.waiting.push(self.last_ticket, answer);
+            }
+        }
+    }
+
+    /// Answers what `acknowledgement` covers.
+    pub(super) fn acknowledged(&mut self, acknowledgement: Acknowledgement, known: &mut Known) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for answer in waiting.release(acknowledgement) {
+            self.write(answer, known);
+        }
+        if !waiting.is_empty() {
+            self.waiting = waiting;
+        }
+    }
+
+    fn write(&mut self, answer: Answer, known: &mut Known) {
+        let Answer { packet_id, qos, reason, .. } = answer;
+        if qos == Qos::ExactlyOnce {
+            packet::pubrec(&mut self.out, self.version, packet_id, reason);
+            if reason == Reason::Success || self.version == MqttVersion::V3 {
+                self.unreleased += 1;
+            } else {
+                known.remove(&packet_id); // section 4.3.3: no PUBREL follows
+            }
+        } else {
+            packet::puback(&mut self.out, self.version, packet_id, reason);
+        }
+    }
+
+    /// PUBREL came: the id is free.
+    pub(super) fn release(&mut self, packet_id: u16, known: &mut Known) {
+        let reason = match known.remove(&packet_id) {
+            Some(_) => {
+                self.unreleased = self.unreleased.saturating_sub(1);
+                Reason::Success
+            }
+            None => Reason::PacketIdentifierNotFound,
+        };
+        packet::pubcomp(&mut self.out, self.version, packet_id, reason);
+    }
+
+    /// The connection ends: what has no answer yet will come again, and must be known then.
+    pub(super) fn close(&mut self, known: &mut Known) {
+        for answer in std::mem::take(&mut self.waiting).abandon() {
+            self.remember(known, answer.packet_id, answer.digest);
+        }
+        self.tail = BytesMut::new();
+        self.phase = Phase::Closing;
+    }
+
+    /// Keeps no more ids than two connections can leave behind: a client that never releases its own costs no memory, and may see
+    /// a message stored twice.
+    fn remember(&self, known: &mut Known, packet_id: u16, digest: u64) {
+        while known.len() >= 2 * self.receive_maximum {
+            known.pop_first();
+        }
+        known.insert(packet_id, digest);
+    }
+
+    /// Why the connection has to end for want of packets, if so.
+    pub(super) fn overdue(&self, now: Monotonic) -> Option<Reason> {
+        match self.phase {
+            Phase::Connecting(until) => (now >= until).then_some(Reason::KeepAliveTimeout),
+            Phase::Serving(_) => {
+                let silent = self.silence_max.is_some_and(|longest| now.since(self.heard_at) > longest);
+                // A client whose packets we do not read is not silent.
+                (silent && self.may_read(now)).then_some(Reason::KeepAliveTimeout)
+            }
+            Phase::Closing => None,
+        }
+    }
+
+    /// When the client may be read again as far as its rate goes.
+    pub(super) fn read_at(&self) -> Monotonic {
+        Monotonic::from_start(self.paid_until.since_start().saturating_sub(BURST))
+    }
+
+    /// Whether more is wanted: not from one that does not read its answers, or that has all its credit in flight.
+    pub(super) fn may_read(&self, now: Monotonic) -> bool {
+        self.phase != Phase::Closing
+            && self.out.len() < OUT_BYTES_MAX
+            && (self.version == MqttVersion::V5 || self.waiting.len() < self.receive_maximum)
+            && now >= self.read_at()
+    }
+
+    /// Whether it waits for the commit before it can send more.
+    pub(super) fn is_at_its_limit(&self) -> bool {
+        self.in_flight() >= self.receive_maximum && !self.waiting.is_empty()
+    }
+
+    /// Messages without their PUBACK or PUBREC.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.waiting.len() + self.unreleased
+    }
+}
+
+fn digest(publish: &Publish<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    publish.payload.hash(&mut hasher);
+    hasher.finish()
+}

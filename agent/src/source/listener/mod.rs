@@ -1,0 +1,546 @@
+//! `source.listener`: an MQTT server of our own, which devices connect to. A PUBACK of it means "on flash".
+//!
+//! * [`packet`]: the codec
+//! * [`connection`]: the rules of one connection
+//! * [`broker`]: sessions, subscribers, retained messages, wills
+//! * [`ready`] and this module: sockets, time and the intake around them
+//!
+//! # Rules
+//! * **Acknowledgement**: PUBACK and PUBREC leave for an [`Acknowledgement`](crate::intake::Acknowledgement), in PUBLISH order on
+//!   each connection (MQTT-4.6.0-2), all that a commit covers in one write. What is not stored, since it is for subscribers alone
+//!   or its client may not publish it, is answered in its turn.
+//! * **Repetition**: a PUBLISH that a broken connection left unanswered is recognised when its session comes back, a QoS 2
+//!   message until its PUBREL. Sessions live in memory: after a crash of the agent a repetition is a second record.
+//! * **Back-pressure**: what one round of reading brought is one submission. While the intake has no room for it, nothing is
+//!   read from any client. A client that has all its credit unanswered, that does not read its answers or that is over its
+//!   rate is not read either: TCP holds it back.
+//! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
+//! * **Pace**: while messages come faster than one per 5 ms, sockets are read every 2 ms and not for each of them.
+//! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
+
+pub mod access;
+mod broker;
+mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod outbox;
+pub(crate) mod packet;
+mod ready;
+mod subscriptions;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use slab::Slab;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::sleep,
+};
+use tracing::{debug, error, info, warn};
+
+use self::{
+    access::ByAddress,
+    broker::{Broker, ConnectionKey, Incoming, Store},
+    packet::{PacketError, Value},
+    ready::{KeyWaker, Ready},
+};
+use super::{SourceContext, backoff::Backoff, metrics::SourceCounters};
+use crate::{
+    config::{self, Listener},
+    decode::{mqtt::Router, topic::TopicFilter},
+    env::Monotonic,
+    intake::{Intake, IntakeClosed, Reservation, Ticket},
+    record::{Received, Record, RecordHeader},
+};
+
+/// Longest time that a shutdown waits for acknowledgements.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time between two looks at what lives for a limited time: keep-alives, sessions, wills.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Rounds of reading that follow each other faster than this are spaced by [`READ_PAUSE`].
+const BUSY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
+const READ_PAUSE: Duration = Duration::from_millis(2);
+
+/// Connections that may wait to be accepted: all clients come at once after a power cut, and one that finds no place tries again
+/// after a second.
+const BACKLOG: u32 = 4096;
+
+/// Connections that are accepted before those that are there are served.
+const ACCEPT_BATCH: usize = 64;
+
+/// Pause after an error of `accept`, mostly for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Upper bound of a wait that has no deadline.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Delays before an address that cannot be had is tried again.
+const LISTEN_AGAIN: config::Backoff =
+    config::Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
+
+/// The buffer that all sockets are read into.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Bytes of records at which a round of reading ends and is submitted.
+const GROUP_BYTES: usize = 64 * 1024;
+
+/// User properties of a message that become headers of its record.
+const USER_PROPERTIES_MAX: usize = 16;
+
+/// Looks whether `listener` could listen, as `wayside check --connect` does; a running agent keeps its clients.
+///
+/// # Errors
+/// Why the address cannot be had.
+pub async fn reach(listener: &Listener) -> Result<String, String> {
+    match bind(listener.listen) {
+        Ok(_) => Ok("free to listen at".into()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            match TcpStream::connect(listener.listen).await {
+                Ok(_) => Ok("in use, as by an agent that runs".into()),
+                Err(_) => Err(error.to_string()),
+            }
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
+/// dead letters.
+pub async fn run(config: Listener, record_bytes_max: usize, context: SourceContext) {
+    let router = match Router::new(&config.name, &config.routes, record_bytes_max) {
+        Ok(router) => router,
+        Err(error) => {
+            // The configuration is checked by the same rules before any source starts.
+            error!(source = config.name, %error, "the source cannot run");
+            context.health.down(&error.to_string());
+            return;
+        }
+    };
+    let Some((listener, mut context)) = listen(&config, context).await else { return };
+    context.counters.connected.set(1);
+    context.counters.clients(0);
+    context.health.healthy();
+    let local = config.local_topic_filters.iter().map(|filter| TopicFilter::new(filter)).collect();
+    let SourceContext { intake, clock, entropy, counters, mut shutdown, .. } = context;
+    let server = Server {
+        broker: Broker::new(config.clone(), Box::new(ByAddress(config.anonymous)), entropy),
+        stage: Stage {
+            router,
+            local,
+            record_bytes_max,
+            intake,
+            counters,
+            group: Group::default(),
+            received: Received::default(),
+        },
+        clock,
+        config,
+        peers: Slab::new(),
+        ready: Ready::default(),
+        waiting: Vec::new(),
+        paused: BTreeSet::new(),
+        buffer: vec![0; READ_BYTES].into(),
+        room: None,
+    };
+    // Boxed, it does not grow the future that joins the sources.
+    let ended = Box::pin(server.run(listener, async move {
+        // A pipeline that is gone asks for the same.
+        let _ = shutdown.wait_for(|asked| *asked).await;
+    }));
+    if ended.await.is_err() {
+        debug!("the pipeline has ended before its sources");
+    }
+}
+
+/// Waits until the address can be had; `None` if the agent stops before.
+async fn listen(config: &Listener, mut context: SourceContext) -> Option<(TcpListener, SourceContext)> {
+    let mut again = Backoff::new(LISTEN_AGAIN);
+    loop {
+        match bind(config.listen) {
+            Ok(listener) => {
+                info!(source = config.name, address = %config.listen, "listening");
+                return Some((listener, context));
+            }
+            Err(error) => {
+                context.counters.failures.inc();
+                let cause = format!("cannot listen at {}: {error}", config.listen);
+                if context.health.down(&cause) {
+                    error!(source = config.name, address = %config.listen, %error, "cannot listen");
+                }
+            }
+        }
+        let delay = again.next(&mut *context.entropy);
+        tokio::select! {
+            biased;
+            _ = context.shutdown.wait_for(|asked| *asked) => return None,
+            () = sleep(delay) => {}
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of the agent before this one may linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// What one round of reading brought, not submitted yet.
+#[derive(Debug, Default)]
+struct Group {
+    records: Vec<Record>,
+    size_bytes: usize,
+}
+
+/// From messages to the intake.
+struct Stage {
+    router: Router,
+    local: Vec<TopicFilter>,
+    record_bytes_max: usize,
+    intake: Intake,
+    counters: SourceCounters,
+    group: Group,
+    /// Time of receipt of what is read now.
+    received: Received,
+}
+
+impl Store for Stage {
+    fn store(&mut self, message: Incoming<'_>) -> Option<Ticket> {
+        let Incoming { topic, payload, properties } = message;
+        if self.local.iter().any(|filter| filter.matches(topic)) {
+            return None;
+        }
+        let mut record = self.router.decode(topic, payload, false, self.received);
+        let user = properties.iter().filter_map(|property| match property.value {
+            Value::Pair(name, value) => Some((name, value)),
+            _ => None,
+        });
+        for (name, value) in user.take(USER_PROPERTIES_MAX) {
+            let fits = record.size_bytes() + name.len() + value.len() <= self.record_bytes_max;
+            // Ours are not for devices to set.
+            if fits && !name.is_empty() && !name.starts_with("wayside.") && name != "content-type" {
+                let value = Bytes::copy_from_slice(value.as_bytes());
+                record.headers.push(RecordHeader { name: name.into(), value });
+            }
+        }
+        self.counters.record(&record);
+        self.group.size_bytes += record.size_bytes();
+        self.group.records.push(record);
+        Some(self.intake.next_ticket())
+    }
+
+    fn last_ticket(&self) -> Ticket {
+        if self.group.records.is_empty() { self.intake.last_ticket() } else { self.intake.next_ticket() }
+    }
+}
+
+/// The socket of a connection. TLS would stand here.
+struct Peer {
+    stream: TcpStream,
+    waker: Arc<KeyWaker>,
+    /// Something came that was not read yet.
+    unread: bool,
+}
+
+/// Room for the group that waits, if one does.
+type Room = Option<Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>>;
+
+struct Server {
+    config: Listener,
+    broker: Broker,
+    stage: Stage,
+    clock: Arc<dyn crate::env::Clock>,
+    peers: Slab<Peer>,
+    ready: Ready,
+    /// Keys of the round that was cut short because the group was full.
+    waiting: Vec<ConnectionKey>,
+    /// Clients over their rate, by when they are read again.
+    paused: BTreeSet<(Monotonic, ConnectionKey)>,
+    buffer: Box<[u8]>,
+    room: Room,
+}
+
+impl Server {
+    async fn run(
+        mut self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), IntakeClosed> {
+        let mut shutdown = Box::pin(shutdown);
+        let start = self.clock.monotonic();
+        let (mut accept_at, mut read_at, mut round_at, mut sweep_at) =
+            (start, start, start, start + SWEEP_INTERVAL);
+        let mut drained_at: Option<Monotonic> = None;
+        loop {
+            let now = self.clock.monotonic();
+            let mut wake_at = now + IDLE;
+            if let Some(deadline) = drained_at {
+                if (self.room.is_none() && self.broker.unacknowledged() == 0) || now >= deadline {
+                    self.hang_up(now);
+                    return Ok(());
+                }
+                wake_at = wake_at.min(deadline);
+            }
+            if now >= sweep_at {
+                self.broker.expire(now, &mut self.stage);
+                self.settle(now)?;
+                sweep_at = now + SWEEP_INTERVAL;
+            }
+            if !self.broker.is_idle() {
+                wake_at = wake_at.min(sweep_at);
+            }
+            if let Some(&(at, _)) = self.paused.first() {
+                wake_at = wake_at.min(at);
+            }
+            for at in [accept_at, read_at] {
+                if now < at {
+                    wake_at = wake_at.min(at);
+                }
+            }
+            let serving = drained_at.is_none();
+            tokio::select! {
+                biased;
+                () = &mut shutdown, if serving => {
+                    drained_at = Some(now + DRAIN_TIMEOUT);
+                    self.stage.intake.urge();
+                }
+                acknowledgement = self.stage.intake.acknowledged() => {
+                    self.broker.acknowledged(acknowledgement?);
+                    self.settle(self.clock.monotonic())?;
+                }
+                reservation = optional(&mut self.room) => {
+                    self.room = None;
+                    self.submit(reservation?)?;
+                    // What was not read meanwhile.
+                    for (_, peer) in self.peers.iter().filter(|(_, peer)| peer.unread) {
+                        peer.waker.rearm().wake();
+                    }
+                    self.ready.again();
+                }
+                () = self.ready.wait(), if now >= read_at => {
+                    let now = self.clock.monotonic();
+                    self.round(now, serving)?;
+                    if now.since(round_at) < BUSY_INTERVAL {
+                        read_at = now + READ_PAUSE;
+                    }
+                    round_at = now;
+                    // The other tasks of this thread: the commit, for one.
+                    tokio::task::yield_now().await;
+                }
+                accepted = listener.accept(), if serving && now >= accept_at => match accepted {
+                    Ok((stream, address)) => {
+                        self.accept(now, stream, address.ip());
+                        // The next `accept` waits for those that are not there yet.
+                        let mut no_wait = Context::from_waker(Waker::noop());
+                        for _ in 1..ACCEPT_BATCH {
+                            let Poll::Ready(Ok((stream, address))) = listener.poll_accept(&mut no_wait) else { break };
+                            self.accept(now, stream, address.ip());
+                        }
+                    }
+                    Err(error) => {
+                        self.stage.counters.failures.inc();
+                        warn!(source = self.config.name, %error, "cannot accept a connection");
+                        accept_at = now + ACCEPT_PAUSE;
+                    }
+                },
+                () = sleep(wake_at.since(now)) => self.resume(self.clock.monotonic()),
+            }
+        }
+    }
+
+    fn accept(&mut self, now: Monotonic, stream: TcpStream, address: IpAddr) {
+        self.stage.counters.connections.inc();
+        // Answers are gathered here, per commit; the kernel shall not hold them back once more. A socket that does not take the
+        // option serves all the same.
+        let _ = stream.set_nodelay(true);
+        let Some(key) = self.broker.open(now, address) else { return self.count() };
+        let waker = self.ready.waker(key);
+        // CONNECT is often there already.
+        waker.rearm().wake();
+        let entry = self.peers.insert(Peer { stream, waker, unread: true });
+        debug_assert_eq!(entry, key, "both slabs fill and empty in the same order");
+    }
+
+    /// Serves the connections that are ready.
+    fn round(&mut self, now: Monotonic, serving: bool) -> Result<(), IntakeClosed> {
+        self.stage.received = self.clock.wall();
+        let mut keys = std::mem::take(&mut self.waiting);
+        let mut woken = Vec::new();
+        self.ready.take(&mut woken);
+        keys.append(&mut woken);
+        let mut urgent = false;
+        for (index, key) in keys.iter().enumerate() {
+            let Some(peer) = self.peers.get_mut(*key) else { continue };
+            peer.unread = true;
+            self.send(now, *key);
+            if serving && self.room.is_none() {
+                urgent |= self.read(now, *key);
+            }
+            if self.stage.group.size_bytes >= GROUP_BYTES && self.room.is_none() {
+                self.waiting = keys.split_off(index + 1);
+                break;
+            }
+        }
+        self.settle(now)?;
+        if urgent {
+            self.stage.intake.urge();
+        }
+        if !self.waiting.is_empty() && self.room.is_none() {
+            self.ready.again();
+        }
+        Ok(())
+    }
+
+    /// Reads what came on `key`, as long as it may be read. Returns whether its client has all its credit in flight.
+    fn read(&mut self, now: Monotonic, key: ConnectionKey) -> bool {
+        let mut at_limit = false;
+        loop {
+            if !self.broker.may_read(now, key) {
+                if let Some(at) = self.broker.read_at(now, key) {
+                    self.paused.insert((at, key));
+                }
+                return at_limit;
+            }
+            let Some(peer) = self.peers.get_mut(key).filter(|peer| peer.unread) else { return at_limit };
+            let waker = peer.waker.rearm();
+            let mut buffer = ReadBuf::new(&mut self.buffer);
+            let polled = Pin::new(&mut peer.stream).poll_read(&mut Context::from_waker(&waker), &mut buffer);
+            match polled {
+                Poll::Pending => {
+                    peer.unread = false;
+                    return at_limit;
+                }
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    at_limit |= self.broker.received(now, key, buffer.filled(), &mut self.stage);
+                    if self.stage.group.size_bytes >= GROUP_BYTES {
+                        // There may be more; it has its turn in the next round.
+                        waker.wake();
+                        return at_limit;
+                    }
+                }
+                Poll::Ready(_) => {
+                    self.close(now, key);
+                    return at_limit;
+                }
+            }
+        }
+    }
+
+    /// Sends what there is for `key`, as far as the socket takes it.
+    fn send(&mut self, now: Monotonic, key: ConnectionKey) {
+        while let Some(out) = self.broker.output(now, key)
+            && !out.is_empty()
+        {
+            let Some(peer) = self.peers.get_mut(key) else { return };
+            let waker = peer.waker.rearm();
+            match Pin::new(&mut peer.stream).poll_write(&mut Context::from_waker(&waker), out) {
+                Poll::Ready(Ok(sent)) if sent > 0 => {
+                    out.advance(sent);
+                    if out.is_empty() {
+                        *out = BytesMut::new(); // no buffer for an idle connection
+                    }
+                }
+                Poll::Pending => break,
+                Poll::Ready(_) => return self.close(now, key),
+            }
+        }
+        if self.broker.is_done(key) {
+            self.close(now, key);
+        }
+    }
+
+    fn close(&mut self, now: Monotonic, key: ConnectionKey) {
+        self.broker.remove(now, key, &mut self.stage);
+        // Dropped, the socket is closed behind what was sent.
+        self.peers.try_remove(key);
+    }
+
+    /// Sends what was decided, submits what was read, and counts.
+    fn settle(&mut self, now: Monotonic) -> Result<(), IntakeClosed> {
+        for key in self.broker.touched() {
+            self.send(now, key);
+            // It may have been held back by what has left now.
+            if let Some(peer) = self.peers.get(key)
+                && peer.unread
+                && self.broker.may_read(now, key)
+            {
+                peer.waker.rearm().wake();
+            }
+        }
+        if !self.stage.group.records.is_empty() && self.room.is_none() {
+            match self.stage.intake.try_reserve(&self.stage.group.records) {
+                Some(reservation) => self.submit(reservation)?,
+                None => self.room = Some(Box::pin(self.stage.intake.reserve(&self.stage.group.records))),
+            }
+        }
+        self.count();
+        Ok(())
+    }
+
+    /// Submits the group. A will that fell due while it waited for its room goes with it: it was in memory before.
+    fn submit(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
+        let group = std::mem::take(&mut self.stage.group);
+        self.stage.intake.submit_reserved(reservation, group.records)?;
+        Ok(())
+    }
+
+    /// Reads clients again whose rate allows it.
+    fn resume(&mut self, now: Monotonic) {
+        while let Some(&(at, key)) = self.paused.first()
+            && at <= now
+        {
+            self.paused.pop_first();
+            if let Some(peer) = self.peers.get(key) {
+                peer.waker.rearm().wake();
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        let counters = &mut self.stage.counters;
+        for (reason, count) in self.broker.drops() {
+            counters.dropped_many(reason, count);
+        }
+        for (address, PacketError { reason, what }) in self.broker.refusals() {
+            counters.rejected(reason.label(), 1);
+            info!(source = self.config.name, %address, ?reason, what, "connection ended");
+        }
+        counters.clients(self.broker.clients());
+        counters.unacknowledged.set(i64::try_from(self.broker.unacknowledged()).unwrap_or(i64::MAX));
+    }
+
+    /// Sends the last acknowledgements and DISCONNECT, as far as the clients take them.
+    fn hang_up(&mut self, now: Monotonic) {
+        let unacknowledged = self.broker.unacknowledged();
+        self.broker.shut_down(now, &mut self.stage);
+        for key in self.broker.touched() {
+            self.send(now, key);
+        }
+        self.stage.counters.connected.set(0);
+        info!(source = self.config.name, unacknowledged, "no longer listening");
+    }
+}
+
+/// Waits for ever if there is nothing to wait for.
+async fn optional(room: &mut Room) -> Result<Reservation, IntakeClosed> {
+    match room {
+        Some(room) => room.await,
+        None => std::future::pending().await,
+    }
+}
