@@ -179,6 +179,10 @@ mod tests {
         assert_eq!(sh("yes token", COMMAND_TIMEOUT), at("says more than 65536 bytes"));
         assert_eq!(sh("sleep 600 & sleep 600", Duration::ZERO), at("has not ended within 0 s"));
         assert_eq!(sh("exec >&-; sleep 600", COMMAND_TIMEOUT), at("does not end"));
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_cannot_be_started() {
         let missing = run(&["/no/such/program".into()], COMMAND_TIMEOUT).unwrap_err().to_string();
         assert!(missing.contains("/no/such/program cannot be started"), "{missing}");
     }
