@@ -160,6 +160,21 @@ fn what_replication_has_taken_is_not_dropped_by_the_log_and_what_was_dropped_is_
     assert_eq!(world.told("a", 0), [2].into());
 }
 
+/// A quiet partition that overtook would keep the log from dropping anything before.
+#[test]
+fn where_the_log_drops_what_is_stored_no_partition_overtakes() {
+    let mut world = World::new(1, 64 * 1024);
+    world.commit(&[("a", 0, 1), ("b", 1, 1)], true);
+    world.run_until_caught_up();
+    world.brokers.set_away(true);
+    // More than what may be in flight, so that the log is not taken in its order any more.
+    (0..40).for_each(|_| world.commit(&[("a", 0, 40)], true));
+    (0..20).for_each(|_| world.step());
+    world.commit(&[("b", 1, 1)], true);
+    (0..20).for_each(|_| world.step());
+    assert!(world.compact(EntrySeq(40)), "an entry before the one of the quiet partition");
+}
+
 /// Found by the system test of `latest-per-device`: what had been dropped behind a record made that pass for taken.
 #[test]
 fn a_record_that_the_log_keeps_between_dropped_ones_arrives() {
