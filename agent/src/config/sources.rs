@@ -259,7 +259,7 @@ pub struct HttpSource {
     pub body_timeout: Duration,
     /// How long a request waits for its commit.
     pub commit_timeout: Duration,
-    /// First part of every topic, [`Gateway::environment`].
+    /// First part of every topic, [`Gateway::environment`](super::Gateway::environment).
     pub environment: String,
     /// The streams that can be written to; at least one.
     pub routes: Vec<HttpRoute>,
