@@ -121,7 +121,10 @@ pub async fn run(
         environment: config.gateway.environment.clone(),
         partitions: config.partitions(GAPS_STREAM),
     };
-    let held = Held::new(cursor.1.as_ref().map(|cursor| cursor.begun).unwrap_or_default());
+    let held = {
+        let of_this_log = cursor.1.as_ref().filter(|cursor| cursor.next <= recovery.end);
+        Held::new(of_this_log.map(|cursor| cursor.begun).unwrap_or_default())
+    };
     let owner = Owner::new(
         log,
         acknowledgers,
@@ -148,7 +151,7 @@ pub async fn run(
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
         held,
-        overtakes: !config.streams.values().any(|stream| stream.policy.drops_stored()),
+        log_drops: config.streams.values().any(|stream| stream.policy.drops_stored()),
         cursor,
         clock: Arc::clone(&clock),
         entropy: entropy(),

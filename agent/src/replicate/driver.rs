@@ -46,8 +46,8 @@ pub struct Replicate {
     pub partitions: PartitionsOf,
     /// What the log leaves alone.
     pub held: Held,
-    /// As [`Settings::overtakes`].
-    pub overtakes: bool,
+    /// As [`Settings::log_drops`].
+    pub log_drops: bool,
     /// As [`CursorFile::open`] returned it, before the log was opened: whoever cannot open it stops, since without a
     /// cursor every restart would send the whole log again.
     pub cursor: (CursorFile, Option<Cursor>),
@@ -81,7 +81,7 @@ pub fn run(replicate: Replicate) -> Summary {
         partitions: replicate.partitions,
         in_flight_bytes: replicate.config.in_flight_bytes,
         held: replicate.held,
-        overtakes: replicate.overtakes,
+        log_drops: replicate.log_drops,
         catch_up_bytes_per_second: replicate.config.catch_up_bytes_per_second,
     };
     let metrics = replicate.metrics;
@@ -191,6 +191,10 @@ impl Driver {
             progress |= outcome.as_ref().is_ok_and(|o| o.next > request.from);
             self.replicator.on_read(now, outcome.ok());
         }
+        // A disk that fails is no reason to keep the data from Kafka.
+        if self.replicator.has_begun_beyond(self.keeper.durable.begun) && !self.keeper.failing {
+            self.keep_cursor();
+        }
         progress |= self.replicator.pump(now, self.clock.wall().at, self.cluster.as_mut());
         if self.keeper.due <= now {
             self.keep_cursor();
@@ -246,7 +250,8 @@ impl Driver {
     fn keep_cursor(&mut self) -> bool {
         let mut cursor = self.replicator.cursor();
         let durable = &self.keeper.durable;
-        if (cursor.next, &cursor.acknowledged) == (durable.next, &durable.acknowledged) {
+        let says_all = (cursor.next, &cursor.acknowledged) == (durable.next, &durable.acknowledged);
+        if says_all && !self.replicator.has_begun_beyond(durable.begun) {
             return true;
         }
         let result = self.keeper.file.write(&mut cursor);

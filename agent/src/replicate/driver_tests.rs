@@ -68,6 +68,16 @@ fn start(
     cluster: Box<dyn Cluster>,
     config: config::Replicate,
 ) -> Stage {
+    start_with(dir, log, cluster, config, false)
+}
+
+fn start_with(
+    dir: &std::path::Path,
+    log: &MemoryLog,
+    cluster: Box<dyn Cluster>,
+    config: config::Replicate,
+    log_drops: bool,
+) -> Stage {
     let (live, receiver) = sync_channel(4);
     let metrics = ReplicateMetrics::default();
     log.0.lock().unwrap().dir = dir.to_owned();
@@ -81,7 +91,7 @@ fn start(
         environment: "test".into(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         held: Held::default(),
-        overtakes: true,
+        log_drops,
         cursor: CursorFile::open(dir).unwrap(),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),
@@ -226,4 +236,25 @@ fn an_idle_stage_waits_for_the_next_commit_and_does_not_read_the_log() {
     wait_for("ten intervals", || Instant::now() > idle_until);
     assert_eq!(stage.log.0.lock().unwrap().reads, 1);
     assert!(stage.stop().caught_up);
+}
+
+/// Else a crash would let the log drop what Kafka has, and tell it as missing.
+#[test]
+fn where_the_log_drops_kafka_gets_nothing_before_the_cursor_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, brokers) = simulated::cluster(8);
+    // Nothing is acknowledged: the cursor has no other reason to be written.
+    brokers.hold_reports(true);
+    let config = config::Replicate { shutdown_flush: Duration::ZERO, ..config() };
+    let stage = start_with(dir.path(), &MemoryLog::default(), Box::new(cluster), config, true);
+    let mut writes = 0;
+    for n in 0..100_u64 {
+        stage.commit(&group(n, &[("a", 0, i64::try_from(n).unwrap(), 1)]));
+        wait_for("arrival", || offsets(&brokers).len() as u64 > n);
+        let cursor = Cursor::load(&dir.path().join(cursor::FILE_NAME)).unwrap().expect("it was written");
+        assert!(cursor.begun > EntrySeq(n), "{cursor:?}");
+        writes = cursor.generation;
+    }
+    assert!(writes < 10, "{writes} writes for 100 entries");
+    stage.stop();
 }

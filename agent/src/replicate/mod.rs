@@ -102,9 +102,9 @@ pub struct Settings {
     pub in_flight_bytes: usize,
     /// What the log leaves alone, since replication has begun with it.
     pub held: Held,
-    /// Whether partitions overtake each other. Not where the log drops what is stored: what overtook would keep it from
-    /// dropping all that lies before.
-    pub overtakes: bool,
+    /// Whether the log drops what is stored. Then no partition overtakes another, since what overtook would keep the log
+    /// from dropping all that lies before, and the cursor says beforehand what replication is about to begin with.
+    pub log_drops: bool,
     /// How fast a backlog shrinks, in bytes of records per second; 0 is no limit.
     pub catch_up_bytes_per_second: u64,
 }

@@ -108,7 +108,7 @@ fn drain(
         environment: environment.to_owned(),
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         held: Held::default(),
-        overtakes: true,
+        log_drops: false,
         cursor: CursorFile::open(dir.path()).unwrap(),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),

@@ -33,6 +33,10 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 /// Most that is read from the log at once, in bytes: the log's thread commits between reads.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
+/// Entries that the cursor says are begun before they are, so that it is not written for each. After a crash the log
+/// drops none of them: at most 2 MiB of what arrives by then.
+const BEGUN_AHEAD: u64 = 32;
+
 /// An entry that was taken and is not fully acknowledged, or that is missing and not told.
 #[derive(Debug, Default)]
 struct Entry {
@@ -228,7 +232,7 @@ impl Replicator {
     /// A lane that has much under way already waits in its order: perhaps its partition has no leader.
     fn overtake(&mut self) {
         let lane_max_bytes = self.settings.in_flight_bytes / 8;
-        while self.settings.overtakes
+        while !self.settings.log_drops
             && self.restart_at.is_none()
             && self.in_flight_bytes() < self.settings.in_flight_bytes
             && let Some((group, size_bytes)) = self.recent.look()
@@ -583,12 +587,19 @@ impl Replicator {
             let offset = self.lanes[*index].cursor();
             (offset > Offset(0)).then(|| (key.clone(), offset))
         });
+        let ahead = if self.settings.log_drops { BEGUN_AHEAD } else { 0 };
         Cursor {
             generation: 0,
             next: self.acknowledged(),
-            begun: self.settings.held.begun(),
+            begun: EntrySeq(self.settings.held.begun().0.saturating_add(ahead)),
             acknowledged: acknowledged.collect(),
         }
+    }
+
+    /// Whether the durable cursor, which says `begun`, must be written before [`pump`](Self::pump) is called: else a
+    /// crash would let the log drop, and tell as missing, what Kafka has got.
+    pub fn has_begun_beyond(&self, begun: EntrySeq) -> bool {
+        self.settings.log_drops && begun < self.settings.held.begun()
     }
 
     /// Records handed to the client that it has not reported.

@@ -190,7 +190,7 @@ fn send(
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
         held: Held::default(),
-        overtakes: false,
+        log_drops: false,
         cursor: (file, Some(Cursor { next: plan.first, ..Cursor::default() })),
         clock: Arc::new(SystemClock::new()),
         entropy: Box::new(SystemEntropy::new()),

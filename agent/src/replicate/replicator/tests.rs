@@ -46,6 +46,8 @@ struct World {
     now: Monotonic,
     wall: UnixMicros,
     dropped: BTreeSet<(String, PartitionId, Offset)>,
+    /// Those of them that the log has dropped by its policies.
+    let_go: BTreeSet<(String, PartitionId, Offset)>,
 }
 
 impl World {
@@ -56,7 +58,10 @@ impl World {
 
     /// With partitions that overtake each other.
     fn overtaking(seed: u64, in_flight_bytes: usize, catch_up_bytes_per_second: u64) -> Self {
-        Self::with(seed, Settings { overtakes: true, catch_up_bytes_per_second, ..settings(in_flight_bytes) })
+        Self::with(
+            seed,
+            Settings { log_drops: false, catch_up_bytes_per_second, ..settings(in_flight_bytes) },
+        )
     }
 
     fn with(seed: u64, settings: Settings) -> Self {
@@ -77,6 +82,7 @@ impl World {
             now: Monotonic::default(),
             wall: record("a", 0, 0).received.at,
             dropped: BTreeSet::new(),
+            let_go: BTreeSet::new(),
         }
     }
 
@@ -111,6 +117,10 @@ impl World {
             let outcome = self.read(request.from, request.limit_bytes);
             self.replicator.settings.held.read(outcome.next);
             self.replicator.on_read(self.now, Some(outcome));
+        }
+        let begun = self.durable.as_ref().map_or(EntrySeq(0), |durable| durable.begun);
+        if self.replicator.has_begun_beyond(begun) {
+            self.save_cursor();
         }
         self.replicator.pump(self.now, self.wall, &mut self.cluster);
         let after = self.replicator.cursor();
@@ -178,6 +188,7 @@ impl World {
                     group.batches.push(LogBatch { stream, partition, base_offset: offset, records });
                 } else {
                     self.dropped.insert((format!("test.{stream}"), partition, offset));
+                    self.let_go.insert((format!("test.{stream}"), partition, offset));
                     (last, count) = (offset, count + 1);
                 }
             }
@@ -295,7 +306,7 @@ fn settings(in_flight_bytes: usize) -> Settings {
         partitions: Arc::new(|_| NonZeroU16::new(4).unwrap()),
         in_flight_bytes,
         held: Held::default(),
-        overtakes: false,
+        log_drops: true,
         catch_up_bytes_per_second: 0,
     }
 }
