@@ -7,7 +7,10 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::{log::CommitReceipt, record::Record};
+use crate::{
+    log::{CommitReceipt, Note, NoteTooLarge},
+    record::Record,
+};
 
 /// Every submission of a source up to a ticket is durable: the source may answer its device.
 ///
@@ -61,6 +64,8 @@ pub struct Submission {
     pub(crate) source: SourceIndex,
     pub(crate) ticket: Ticket,
     pub(crate) records: Vec<Record>,
+    /// What the source remembers once the records are durable.
+    pub(crate) notes: Vec<Note>,
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
@@ -76,6 +81,7 @@ pub(crate) enum IntakeEvent {
 /// A source's way into the pipeline. Bounded in bytes over all sources.
 pub struct Intake {
     source: SourceIndex,
+    name: Arc<str>,
     next: u64,
     events: mpsc::UnboundedSender<IntakeEvent>,
     bytes: Arc<Semaphore>,
@@ -95,12 +101,22 @@ impl fmt::Debug for Intake {
 impl Intake {
     pub(crate) fn new(
         source: SourceIndex,
+        name: &str,
         events: mpsc::UnboundedSender<IntakeEvent>,
         bytes: Arc<Semaphore>,
         limit_bytes: usize,
         acknowledged: watch::Receiver<Option<Acknowledgement>>,
     ) -> Self {
-        Self { source, next: 1, events, bytes, limit_bytes, acknowledged }
+        Self { source, name: name.into(), next: 1, events, bytes, limit_bytes, acknowledged }
+    }
+
+    /// A note for [`submit_noting`](Self::submit_noting): that the source remembers `value` as `key` over restarts, or
+    /// forgets the key.
+    ///
+    /// # Errors
+    /// [`NoteTooLarge`]: the source goes on without it.
+    pub fn note(&self, key: impl Into<Box<[u8]>>, value: Option<Box<[u8]>>) -> Result<Note, NoteTooLarge> {
+        Note::new(Arc::clone(&self.name), key, value)
     }
 
     /// The bound of the intake, in bytes over all sources.
@@ -114,30 +130,29 @@ impl Intake {
     /// # Errors
     /// [`IntakeClosed`] once the pipeline shuts down: nothing was taken, nothing will be acknowledged.
     pub async fn submit(&mut self, records: Vec<Record>) -> Result<Ticket, IntakeClosed> {
-        let room = self.reserve(&records).await?;
+        let room = self.reserve(size_bytes(&records)).await?;
         self.submit_reserved(room, records)
     }
 
-    /// Takes the room that `records` need, if it is there now and nobody waits for it.
-    pub fn try_reserve(&self, records: &[Record]) -> Option<Reservation> {
-        Arc::clone(&self.bytes).try_acquire_many_owned(self.share(records)).ok().map(Reservation)
+    /// Takes room for `size_bytes` of records and notes, if it is there now and nobody waits for it.
+    pub fn try_reserve(&self, size_bytes: usize) -> Option<Reservation> {
+        Arc::clone(&self.bytes).try_acquire_many_owned(self.share(size_bytes)).ok().map(Reservation)
     }
 
-    /// Waits for the room that `records` need. The future owns all it needs, so that a source can wait for room and for
+    /// Waits for room for `size_bytes` of records and notes. The future owns all it needs, so that a source can wait for room and for
     /// acknowledgements at once; dropping it gives the place in the queue back.
     ///
     /// # Errors
     /// [`IntakeClosed`] once the pipeline shuts down.
     pub fn reserve(
         &self,
-        records: &[Record],
+        size_bytes: usize,
     ) -> impl Future<Output = Result<Reservation, IntakeClosed>> + Send + use<> {
-        let (bytes, share) = (Arc::clone(&self.bytes), self.share(records));
+        let (bytes, share) = (Arc::clone(&self.bytes), self.share(size_bytes));
         async move { bytes.acquire_many_owned(share).await.map(Reservation).map_err(|_| IntakeClosed) }
     }
 
-    fn share(&self, records: &[Record]) -> u32 {
-        let size_bytes: usize = records.iter().map(Record::size_bytes).sum();
+    fn share(&self, size_bytes: usize) -> u32 {
         // A frame larger than the whole bound passes alone instead of never.
         u32::try_from(size_bytes.min(self.limit_bytes)).unwrap_or(u32::MAX)
     }
@@ -151,12 +166,27 @@ impl Intake {
         room: Reservation,
         records: Vec<Record>,
     ) -> Result<Ticket, IntakeClosed> {
+        self.submit_noting(room, records, Vec::new())
+    }
+
+    /// As [`submit_reserved`](Self::submit_reserved), with what the source remembers once all of it is durable: never
+    /// without its records. Records or notes may be none, not both.
+    ///
+    /// # Errors
+    /// As [`submit_reserved`](Self::submit_reserved).
+    pub fn submit_noting(
+        &mut self,
+        room: Reservation,
+        records: Vec<Record>,
+        notes: Vec<Note>,
+    ) -> Result<Ticket, IntakeClosed> {
         let ticket = Ticket(self.next);
         self.events
             .send(IntakeEvent::Submission(Submission {
                 source: self.source,
                 ticket,
                 records,
+                notes,
                 permit: room.0,
             }))
             .map_err(|_| IntakeClosed)?;
@@ -192,6 +222,11 @@ impl Intake {
             }
         }
     }
+}
+
+/// Bytes of records, as [`Intake::reserve`] counts them.
+pub fn size_bytes(records: &[Record]) -> usize {
+    records.iter().map(Record::size_bytes).sum()
 }
 
 /// What waits for its acknowledgement, in ticket order. `T` is what the source needs to answer its device.

@@ -86,8 +86,14 @@ pub async fn run(
         let index = SourceIndex(intakes.len());
         let (acknowledger, acknowledged) = watch::channel(None);
         acknowledgers.insert(index, acknowledger);
-        let intake =
-            Intake::new(index, events.clone(), Arc::clone(&room), config.commit.intake_bytes, acknowledged);
+        let intake = Intake::new(
+            index,
+            source.name(),
+            events.clone(),
+            Arc::clone(&room),
+            config.commit.intake_bytes,
+            acknowledged,
+        );
         intakes.push((source, intake));
     }
     drop(events); // the batch stage ends when the last source has dropped its intake
@@ -106,7 +112,8 @@ pub async fn run(
         offsets_min,
         ..LogOptions::default()
     };
-    let (log, recovery) = Log::open(store, options, log_metrics.clone())?;
+    let (mut log, mut recovery) = Log::open(store, options, log_metrics.clone())?;
+    log.forget_others(|name| intakes.iter().any(|(source, _)| source.name() == name));
     info!(
         epochs = recovery.epochs,
         quarantined = recovery.quarantined.len(),
@@ -189,6 +196,7 @@ pub async fn run(
         source_health.push((name.clone(), health.clone()));
         let context = SourceContext {
             intake,
+            remembered: recovery.notes.remove(name.as_str()).unwrap_or_default(),
             clock: Arc::clone(&clock),
             entropy: entropy(),
             counters: source_metrics.source(&name),

@@ -16,6 +16,7 @@ use crate::{
     config,
     env::{Clock, Monotonic},
     intake::{IntakeEvent, SourceIndex, Submission, Ticket},
+    log::{Note, NoteBatch},
     partition::partition_of,
 };
 
@@ -24,6 +25,8 @@ use crate::{
 pub struct PendingCommit {
     /// The records, by (stream, partition).
     pub(crate) batches: Vec<Batch>,
+    /// What sources remember once the records are durable.
+    pub(crate) notes: Vec<Note>,
     /// The last ticket of each source that has records here.
     pub(crate) tickets: BTreeMap<SourceIndex, Ticket>,
     /// When the oldest record here arrived.
@@ -52,6 +55,7 @@ pub struct GroupCommit {
     window: Duration,
     batch_bytes: usize,
     batcher: Batcher,
+    notes: NoteBatch,
     tickets: BTreeMap<SourceIndex, Ticket>,
     oldest: Monotonic,
     permit: Option<OwnedSemaphorePermit>,
@@ -67,6 +71,7 @@ impl GroupCommit {
             window: config.window,
             batch_bytes: config.batch_bytes,
             batcher: Batcher::default(),
+            notes: NoteBatch::default(),
             tickets: BTreeMap::new(),
             oldest: Monotonic::default(),
             permit: None,
@@ -91,6 +96,7 @@ impl GroupCommit {
             Some(permit) => permit.merge(submission.permit),
             none => *none = Some(submission.permit),
         }
+        submission.notes.into_iter().for_each(|note| self.notes.push(note));
         for record in submission.records {
             let partition = partition_of(&record.device, partitions(record.stream.as_str()));
             self.batcher.push(partition, record);
@@ -120,6 +126,7 @@ impl GroupCommit {
         self.window_end = now + self.window;
         PendingCommit {
             batches: self.batcher.take(),
+            notes: self.notes.take(),
             tickets: std::mem::take(&mut self.tickets),
             oldest: self.oldest,
             _permit: self.permit.take(),
@@ -235,8 +242,13 @@ mod tests {
             headers: Vec::new(),
         };
         let permit = Arc::clone(&ROOM).try_acquire_owned().unwrap();
-        let submission =
-            Submission { source: SourceIndex(0), ticket: Ticket(ticket), records: vec![record], permit };
+        let submission = Submission {
+            source: SourceIndex(0),
+            ticket: Ticket(ticket),
+            records: vec![record],
+            notes: Vec::new(),
+            permit,
+        };
         commit.push(now, submission, |_| NonZeroU16::MIN);
     }
 

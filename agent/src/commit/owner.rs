@@ -188,7 +188,7 @@ impl Owner {
                 debug_assert!(self.unfinished.is_none(), "one commit at a time");
                 let batches = std::mem::take(&mut pending.batches);
                 let (batches, dropped) = self.drop_newest(batches);
-                self.log.append(batches);
+                self.log.append_noting(batches, std::mem::take(&mut pending.notes));
                 let retry_at = if dropped { self.next_drop.max(now) } else { now };
                 if dropped {
                     self.next_drop = retry_at + DROP_WINDOW;

@@ -33,6 +33,7 @@ fn pending() -> PendingCommit {
     let batch = Batch { stream, partition: PartitionId(0), records: vec![record] };
     PendingCommit {
         batches: vec![batch],
+        notes: Vec::new(),
         tickets: BTreeMap::new(),
         oldest: Monotonic::default(),
         _permit: None,

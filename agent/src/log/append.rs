@@ -8,6 +8,7 @@ use super::{
     checkpoint::{Checkpoint, NextOffsets},
     entry::{Entry, EntryKind, RAW_BYTES_MAX},
     group::{self, BATCH_BYTES_MAX, DIRECTORY_BYTES_MAX, RECORDS_PER_GROUP_MAX},
+    notes::{self, NOTE_BYTES_MAX, Note},
     store::{EpochId, StoreError},
 };
 use crate::{
@@ -22,12 +23,14 @@ pub(super) const GROUP_BYTES_MAX: usize = 64 * 1024;
 // A group is closed before it grows over its bound, or holds a single record, whose headers may still take a part of
 // the rest.
 const _: () = assert!(GROUP_BYTES_MAX <= RAW_BYTES_MAX);
+const _: () = assert!(2 * DIRECTORY_BYTES_MAX + NOTE_BYTES_MAX + 1024 <= RAW_BYTES_MAX);
 const _: () = assert!(DIRECTORY_BYTES_MAX + BATCH_BYTES_MAX + RECORD_BYTES_MAX + 16 * 1024 <= RAW_BYTES_MAX);
 
 /// A group that is encoded and waits for its place.
 #[derive(Debug)]
 pub(super) struct Pending {
     batches: Vec<LogBatch>,
+    notes: Vec<Note>,
     entry: Entry,
     /// Where the last attempt put it.
     seq: EntrySeq,
@@ -37,6 +40,11 @@ impl Pending {
     pub(super) fn stored_bytes(&self) -> usize {
         self.entry.stored_bytes()
     }
+
+    #[cfg(test)]
+    pub(super) fn notes(&self) -> &[Note] {
+        &self.notes
+    }
 }
 
 /// Cuts batches into groups that fit an entry.
@@ -44,17 +52,19 @@ impl Pending {
 struct Grouper {
     limit_bytes: usize,
     bytes: usize,
-    records: usize,
+    /// Records and notes.
+    count: usize,
     batches: Vec<LogBatch>,
+    notes: Vec<Note>,
 }
 
 impl Grouper {
     fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, bytes: DIRECTORY_BYTES_MAX, records: 0, batches: Vec::new() }
+        Self { limit_bytes, bytes: 2 * DIRECTORY_BYTES_MAX, count: 0, batches: Vec::new(), notes: Vec::new() }
     }
 
     fn is_full_for(&self, bytes: usize) -> bool {
-        self.records > 0 && (self.bytes + bytes > self.limit_bytes || self.records == RECORDS_PER_GROUP_MAX)
+        self.count > 0 && (self.bytes + bytes > self.limit_bytes || self.count == RECORDS_PER_GROUP_MAX)
     }
 
     /// A group holds a partition once. Batches come sorted, so the scan is for callers that do not sort.
@@ -71,12 +81,18 @@ impl Grouper {
 
     fn push(&mut self, bytes: usize, record: Record) {
         self.bytes += bytes;
-        self.records += 1;
+        self.count += 1;
         self.batches.last_mut().expect("begin_batch comes first").records.push(record);
     }
 
-    fn take(&mut self) -> Vec<LogBatch> {
-        std::mem::replace(self, Self::new(self.limit_bytes)).batches
+    fn push_note(&mut self, note: Note) {
+        self.bytes += note.size_bytes();
+        self.count += 1;
+        self.notes.push(note);
+    }
+
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.limit_bytes))
     }
 }
 
@@ -87,6 +103,14 @@ impl Log {
     /// # Panics
     /// When a record does not fit an entry: sources let none through that is over [`RECORD_BYTES_MAX`].
     pub fn append(&mut self, batches: Vec<Batch>) {
+        self.append_noting(batches, Vec::new());
+    }
+
+    /// As [`append`](Self::append), with what sources remember from then on: durable with the last of the records.
+    ///
+    /// # Panics
+    /// As [`append`](Self::append).
+    pub fn append_noting(&mut self, batches: Vec<Batch>, notes: Vec<Note>) {
         let mut grouper = Grouper::new(self.options.group_bytes);
         for batch in batches {
             if batch.records.is_empty() {
@@ -114,15 +138,28 @@ impl Log {
             }
             self.offsets.set(key, next);
         }
-        if grouper.records > 0 {
+        // Last: none may be durable before a record that it came with.
+        for note in notes {
+            if grouper.is_full_for(note.size_bytes()) {
+                self.encode_group(grouper.take());
+            }
+            grouper.push_note(note);
+        }
+        if grouper.count > 0 {
             self.encode_group(grouper.take());
         }
     }
 
-    fn encode_group(&mut self, batches: Vec<LogBatch>) {
+    fn encode_group(&mut self, Grouper { batches, notes, .. }: Grouper) {
         group::encode(&batches, &mut self.raw);
-        let entry = self.codec.encode(EntryKind::Group, &self.raw);
-        self.pending.push(Pending { batches, entry, seq: EntrySeq(0) });
+        let kind = if notes.is_empty() {
+            EntryKind::Group
+        } else {
+            self.raw.splice(..0, notes::encode(&notes));
+            EntryKind::Noted
+        };
+        let entry = self.codec.encode(kind, &self.raw);
+        self.pending.push(Pending { batches, notes, entry, seq: EntrySeq(0) });
     }
 
     /// Makes everything appended before durable. When the store fails, everything not durable is written again to a new
@@ -216,7 +253,8 @@ impl Log {
         self.store.create(epoch)?;
         self.epochs.push(epoch);
         self.writing = true;
-        let checkpoint = Checkpoint { boot: self.boot, offsets: self.offsets_before_pending() };
+        let checkpoint =
+            Checkpoint { boot: self.boot, offsets: self.offsets_before_pending(), notes: self.notes.clone() };
         let mut seq = self.end;
         for part in checkpoint.encode() {
             let mut entry = self.codec.encode(EntryKind::Checkpoint, &part);
@@ -242,6 +280,11 @@ impl Log {
         self.metrics.syncs.inc();
         for pending in self.pending.drain(..written) {
             self.metrics.payload_bytes.inc_by(pending.entry.raw_bytes() as u64);
+            for note in pending.notes {
+                if !self.notes.set(note) {
+                    self.metrics.refused_notes.inc();
+                }
+            }
             self.committed.push(Arc::new(BatchGroup {
                 seq: pending.seq,
                 batches: pending.batches,

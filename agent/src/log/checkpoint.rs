@@ -16,7 +16,7 @@
 //! | boot | u64 | starts that committed something, this one included |
 //! | offset_floor | i64 | next offset of every partition that is not listed |
 //! | streams | list of (string, list of (i32, i64)) | by stream and partition the next offset |
-//! | sections | list of (u16, bytes) | tagged additions; a reader skips tags that it does not know. None yet |
+//! | sections | list of (u16, bytes) | tagged additions; a reader skips tags that it does not know. 1: [`super::notes`], if there are any |
 
 use std::collections::BTreeMap;
 
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     entry::{EntryError, RAW_BYTES_MAX},
     group::RECORDS_PER_GROUP_MAX,
+    notes::NoteTable,
     store::EntrySeq,
 };
 use crate::record::{Offset, PartitionId, StreamName};
@@ -33,6 +34,9 @@ use crate::record::{Offset, PartitionId, StreamName};
 /// Bytes of a part: with its header it fits an entry even when it does not compress.
 const PART_BYTES_MAX: usize = 64 * 1024;
 const _: () = assert!(PART_BYTES_MAX + 4 <= RAW_BYTES_MAX);
+
+/// Section with what sources remember.
+const NOTES_TAG: u16 = 1;
 
 /// Next offset of every partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub(super) struct Checkpoint {
     pub(super) boot: u64,
     /// As of the start of the epoch.
     pub(super) offsets: NextOffsets,
+    /// What sources remember, as of the start of the epoch.
+    pub(super) notes: NoteTable,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,8 +113,10 @@ impl Checkpoint {
                 _ => streams.push((stream.as_str(), vec![offset])),
             }
         }
-        let body =
-            Body { boot: self.boot, offset_floor: self.offsets.floor.0, streams, sections: Vec::new() };
+        let notes = self.notes.encode();
+        let sections =
+            if self.notes == NoteTable::default() { Vec::new() } else { vec![(NOTES_TAG, &*notes)] };
+        let body = Body { boot: self.boot, offset_floor: self.offsets.floor.0, streams, sections };
         let bytes = postcard::to_stdvec(&body).expect("memory is the only limit");
         let chunks: Vec<&[u8]> = bytes.chunks(PART_BYTES_MAX).collect();
         let parts = u16::try_from(chunks.len()).expect("a checkpoint has less than 4 GiB");
@@ -128,7 +136,9 @@ impl Checkpoint {
                 offsets.set((stream.clone(), PartitionId(partition)), Offset(next));
             }
         }
-        Ok(Self { boot: body.boot, offsets })
+        let mut sections = body.sections.iter();
+        let notes = sections.find(|(tag, _)| *tag == NOTES_TAG).map(|(_, bytes)| NoteTable::decode(bytes));
+        Ok(Self { boot: body.boot, offsets, notes: notes.transpose()?.unwrap_or_default() })
     }
 }
 

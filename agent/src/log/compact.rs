@@ -12,7 +12,7 @@ use super::{
     EPOCH_ENTRIES_MAX, EntrySeq, Log, LogBatch, LogError,
     dropped::{self, Compacted, Dropped, DroppedTable},
     entry::{EntryKind, RAW_BYTES_MAX},
-    group,
+    group, notes,
     store::{EpochId, StoreError},
 };
 use crate::{
@@ -280,6 +280,11 @@ impl Log {
                 EntryKind::Checkpoint => Ok((seq, None)),
                 EntryKind::Group => {
                     group::decode(&raw, &mut self.names).map(|batches| (seq, Some((batches, Vec::new()))))
+                }
+                // No note is lost: all are in the checkpoint of a newer epoch.
+                EntryKind::Noted => {
+                    let batches = notes::decode_batches(&raw, &mut self.names);
+                    batches.map(|batches| (seq, Some((batches, Vec::new()))))
                 }
                 EntryKind::Compacted => dropped::decode(&raw, &mut self.names)
                     .map(|Compacted { first, dropped, batches }| (first, Some((batches, dropped)))),

@@ -5,12 +5,12 @@
 //! |-------:|-----:|------|-------|
 //! | 0 | 4 | u32 BE | CRC-32C (Castagnoli) of every byte from offset 4 to the end |
 //! | 4 | 1 | u8 | version: 1 |
-//! | 5 | 1 | u8 | kind: 1 checkpoint, 2 group, 3 compacted group |
+//! | 5 | 1 | u8 | kind: 1 checkpoint, 2 group, 3 compacted group, 4 group with notes |
 //! | 6 | 1 | u8 | compression of the body: 0 none, 1 LZ4 block, 2 zstd frame |
 //! | 7 | 1 | u8 | 0 |
 //! | 8 | 8 | u64 BE | sequence number, equal to the entry's key |
 //! | 16 | 4 | u32 BE | bytes of the body before compression, at most [`RAW_BYTES_MAX`] |
-//! | 20 | rest | bytes | body: see [`super::checkpoint`], [`super::group`] and [`super::dropped`] |
+//! | 20 | rest | bytes | body: see [`super::checkpoint`], [`super::group`], [`super::dropped`] and [`super::notes`] |
 //!
 //! The sequence number is under the checksum, so that an entry that turns up under another key is damage. A body that
 //! compression does not shrink is stored as it is, hence no entry is larger than [`ENTRY_BYTES_MAX`].
@@ -30,7 +30,7 @@ pub(super) const RAW_BYTES_MAX: usize = ENTRY_BYTES_MAX - HEADER_BYTES;
 const VERSION: u8 = 1;
 
 /// 16 KiB of tables for about 2 GB/s; one in the whole process.
-pub(super) static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
+pub(crate) static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// The level of STORE.md's measurements: higher ones cost CPU and gain nothing on 64 KiB.
 const ZSTD_LEVEL: i32 = 1;
@@ -45,6 +45,8 @@ pub(super) enum EntryKind {
     Group = 2,
     /// What compaction left of one or more groups, and word of what it dropped.
     Compacted = 3,
+    /// What sources remember, and the batches that were committed with it.
+    Noted = 4,
 }
 
 /// Why bytes are no entry. The reader counts them as lost and goes on behind them.
@@ -161,6 +163,7 @@ impl EntryCodec {
             1 => EntryKind::Checkpoint,
             2 => EntryKind::Group,
             3 => EntryKind::Compacted,
+            4 => EntryKind::Noted,
             other => return Err(EntryError::Kind(other)),
         };
         let found = EntrySeq(u64::from_be_bytes(entry[8..16].try_into().expect("8 bytes")));

@@ -8,6 +8,7 @@ use super::{
     dropped,
     entry::{CRC_32C, EntryCodec, EntryKind, HEADER_BYTES},
     group::{self, Names},
+    notes,
 };
 use crate::config::Compression;
 
@@ -28,6 +29,7 @@ fn entry(bytes: Vec<u8>) {
         Ok((EntryKind::Group, body)) => group(&body, &mut codec),
         Ok((EntryKind::Checkpoint, body)) => checkpoint(&body),
         Ok((EntryKind::Compacted, body)) => compacted(&body),
+        Ok((EntryKind::Noted, body)) => noted(&body, &mut codec),
         Err(_) => {}
     }
 }
@@ -44,6 +46,12 @@ fn group(body: &Bytes, codec: &mut EntryCodec) {
     let (kind, again) = codec.decode(EntrySeq(1), entry.seal(EntrySeq(1)).to_vec()).expect("as encoded");
     assert_eq!(kind, EntryKind::Group);
     assert_eq!(group::decode(&again, &mut names), Ok(batches));
+}
+
+fn noted(body: &Bytes, codec: &mut EntryCodec) {
+    let Ok((notes, rest)) = notes::split(body) else { return };
+    assert_eq!(notes::decode(&notes::encode(&notes)), Ok((notes, &[][..])));
+    group(&rest, codec);
 }
 
 fn compacted(body: &Bytes) {

@@ -23,7 +23,7 @@ use super::{
     dropped::{self, Compacted},
     entry::{EntryCodec, EntryKind},
     group::{self, Names},
-    identity,
+    identity, notes,
     store::{EpochId, EpochStore, StoredEntry, sled},
 };
 use crate::{
@@ -318,6 +318,10 @@ impl EpochReader {
                     EntryKind::Checkpoint => Ok(self.assembly.push(&raw)?.map(Item::Checkpoint)),
                     EntryKind::Group => {
                         let batches = group::decode(&raw, &mut self.names)?;
+                        Ok(Some(Item::Group(BatchGroup { seq, batches, dropped: Vec::new() })))
+                    }
+                    EntryKind::Noted => {
+                        let batches = notes::decode_batches(&raw, &mut self.names)?;
                         Ok(Some(Item::Group(BatchGroup { seq, batches, dropped: Vec::new() })))
                     }
                     EntryKind::Compacted => {

@@ -31,6 +31,7 @@ pub struct LogMetrics {
     pub(super) quarantined: Counter,
     pub(super) lost_entries: Counter,
     pub(super) damaged_entries: Counter,
+    pub(super) refused_notes: Counter,
     dropped_records: Family<DropLabels, Counter>,
     /// The same, to be listed; held for one entry.
     drops: Arc<Mutex<BTreeMap<(String, &'static str), u64>>>,
@@ -57,6 +58,7 @@ impl LogMetrics {
             quarantined: Counter::default(),
             lost_entries: Counter::default(),
             damaged_entries: Counter::default(),
+            refused_notes: Counter::default(),
             dropped_records: Family::default(),
             drops: Arc::default(),
         };
@@ -102,6 +104,11 @@ impl LogMetrics {
             "log_damaged_entries",
             "Entries that were there and did not pass their checks",
             metrics.damaged_entries.clone(),
+        );
+        registry.register(
+            "log_refused_notes",
+            "Notes of sources beyond the bound of all, which a restart forgets: sessions, retained messages, repetitions",
+            metrics.refused_notes.clone(),
         );
         registry.register(
             "log_dropped_records",

@@ -6,6 +6,7 @@
 //! * `group` and `checkpoint`: what an entry holds
 //! * `append`, `reader`, `recovery`, `retention`, `compact`: what becomes of them
 //! * `dropped`: what a compacted entry tells of what is gone
+//! * `notes`: what sources remember over restarts
 //! * [`identity`]: whose data directory it is
 //! * [`inspect`], [`verify`]: a look from outside; [`repair`]: a hand
 //!
@@ -32,6 +33,7 @@ mod group;
 pub mod identity;
 pub mod inspect;
 mod metrics;
+mod notes;
 mod reader;
 mod recovery;
 pub mod repair;
@@ -51,9 +53,12 @@ use append::Pending;
 use checkpoint::NextOffsets;
 use compact::Compaction;
 pub use dropped::Dropped;
+pub(crate) use entry::CRC_32C;
 use entry::EntryCodec;
 use group::Names;
 pub use metrics::LogMetrics;
+use notes::NoteTable;
+pub use notes::{NOTE_BYTES_MAX, NOTES_BYTES_MAX, Note, NoteBatch, NoteTooLarge, Remembered};
 use reader::Continuity;
 pub use recovery::Recovery;
 use retention::Retained;
@@ -279,6 +284,8 @@ pub struct Log {
     boot: u64,
     /// Next offset of every partition, what waits in `pending` included.
     offsets: NextOffsets,
+    /// What sources remember, as far as it is durable.
+    notes: NoteTable,
     /// Appended, not durable.
     pending: Vec<Pending>,
     /// Durable, not yet handed out: by a sync that failed after it had made a part durable.
@@ -323,6 +330,7 @@ impl Log {
             end: recovered.report.end,
             boot: recovered.report.boot,
             offsets: recovered.offsets,
+            notes: recovered.notes,
             pending: Vec::new(),
             committed: Vec::new(),
             continuity: Continuity::default(),
@@ -336,6 +344,11 @@ impl Log {
         log.metrics.damaged_entries.inc_by(recovered.report.damaged_entries);
         log.update_gauges();
         Ok((log, recovered.report))
+    }
+
+    /// Forgets what sources remember that are not named: they are not in the configuration any more.
+    pub fn forget_others(&mut self, is_named: impl Fn(&str) -> bool) {
+        self.notes.retain(is_named);
     }
 
     /// Position behind the last durable entry.

@@ -9,7 +9,7 @@ use super::{
     checkpoint::{Assembly, Checkpoint, NextOffsets},
     dropped::{self, Compacted},
     entry::EntryKind,
-    group,
+    group, notes,
     store::{StoreError, StoredEntry},
 };
 use crate::record::{Offset, PartitionId, StreamName};
@@ -157,6 +157,10 @@ impl Log {
                 }
                 EntryKind::Group => {
                     let batches = group::decode(&raw, &mut self.names)?;
+                    (seq, Some(BatchGroup { seq, batches, dropped: Vec::new() }))
+                }
+                EntryKind::Noted => {
+                    let batches = notes::decode_batches(&raw, &mut self.names)?;
                     (seq, Some(BatchGroup { seq, batches, dropped: Vec::new() }))
                 }
                 EntryKind::Compacted => {

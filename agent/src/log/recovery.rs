@@ -1,6 +1,8 @@
 //! Recovery: what a start finds, and where it goes on.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use bytes::Bytes;
 
 use super::{
     EPOCH_ENTRIES_MAX, EntrySeq, LogOptions,
@@ -8,6 +10,7 @@ use super::{
     dropped::{self, Compacted},
     entry::{EntryCodec, EntryError, EntryKind},
     group::{self, Names},
+    notes::{self, NoteTable, Remembered},
     store::{EpochId, EpochStore, SLOW_OPENS_MAX, StoreError},
 };
 use crate::record::{Offset, PartitionId, StreamName};
@@ -38,6 +41,8 @@ pub struct Recovery {
     pub boot: u64,
     /// Next offset of every partition that is known.
     pub next_offsets: BTreeMap<(StreamName, PartitionId), Offset>,
+    /// By source what it remembers; nothing where the newest epoch is damaged.
+    pub notes: BTreeMap<Arc<str>, Remembered>,
 }
 
 /// The state that a log goes on with.
@@ -45,6 +50,7 @@ pub(super) struct Recovered {
     pub(super) report: Recovery,
     pub(super) epochs: Vec<EpochId>,
     pub(super) offsets: NextOffsets,
+    pub(super) notes: NoteTable,
 }
 
 /// Looks at the newest epoch that can be read and works out where to go on.
@@ -102,13 +108,17 @@ pub(super) fn recover(
     }
     report.skipped = state.is_none();
     // Each start that leaves a trace takes at least one position, so `end` is above every boot number so far.
-    let Checkpoint { boot, offsets } =
-        state.unwrap_or_else(|| Checkpoint { boot: end.0, offsets: NextOffsets::beyond(end) });
+    let Checkpoint { boot, offsets, notes } = state.unwrap_or_else(|| Checkpoint {
+        boot: end.0,
+        offsets: NextOffsets::beyond(end),
+        notes: NoteTable::default(),
+    });
     report.epochs = epochs.len();
     report.end = end;
     report.boot = boot + 1;
     report.next_offsets = offsets.known().clone();
-    Ok(Recovered { report, epochs, offsets })
+    report.notes = notes.by_source().clone();
+    Ok(Recovered { report, epochs, offsets, notes })
 }
 
 /// As [`scan`], again when the epoch does not open in time: the last time the store calls it damaged. A process that
@@ -182,7 +192,7 @@ fn scan(
 
 fn replay(
     kind: EntryKind,
-    raw: &bytes::Bytes,
+    raw: &Bytes,
     names: &mut Names,
     assembly: &mut Assembly,
     state: &mut Option<Checkpoint>,
@@ -203,15 +213,25 @@ fn replay(
                 state.offsets.set(partition, next);
             }
         }
-        EntryKind::Group => {
-            let ranges = group::decode_ranges(raw, names)?;
-            // Without a checkpoint, which is damage of its own, the offsets are not known anyway.
-            let Some(state) = state else { return Ok(()) };
-            for range in ranges {
-                let next = Offset(range.base_offset.0 + i64::from(range.record_count));
-                state.offsets.set((range.stream, range.partition), next);
+        EntryKind::Group => replay_group(raw, names, state)?,
+        EntryKind::Noted => {
+            let (notes, group) = notes::split(raw)?;
+            replay_group(&group, names, state)?;
+            if let Some(state) = state {
+                notes.into_iter().for_each(|note| _ = state.notes.set(note));
             }
         }
+    }
+    Ok(())
+}
+
+fn replay_group(raw: &Bytes, names: &mut Names, state: &mut Option<Checkpoint>) -> Result<(), EntryError> {
+    let ranges = group::decode_ranges(raw, names)?;
+    // Without a checkpoint, which is damage of its own, the offsets are not known anyway.
+    let Some(state) = state else { return Ok(()) };
+    for range in ranges {
+        let next = Offset(range.base_offset.0 + i64::from(range.record_count));
+        state.offsets.set((range.stream, range.partition), next);
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::{
     env::{Clock, Entropy},
     intake::Intake,
+    log::Remembered,
 };
 use metrics::{SourceCounters, SourceHealth};
 
@@ -39,6 +40,8 @@ pub trait Source: Send {
 pub struct SourceContext {
     /// Where records go and acknowledgements come from.
     pub intake: Intake,
+    /// What the source has noted in its lives before ([`Intake::note`]).
+    pub remembered: Remembered,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Jitter.

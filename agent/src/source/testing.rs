@@ -26,6 +26,7 @@ use super::{
 use crate::{
     env::{SystemClock, SystemEntropy},
     intake::{Acknowledgement, Intake, IntakeEvent, SourceIndex, Ticket},
+    log::Remembered,
     record::Record,
     testing::left_out,
 };
@@ -43,6 +44,8 @@ pub(crate) struct FakePipeline {
     events: mpsc::UnboundedReceiver<IntakeEvent>,
     records: VecDeque<(Ticket, Record)>,
     last_ticket: Ticket,
+    /// What the source has noted.
+    pub(crate) remembered: Remembered,
     /// Urges seen so far.
     pub(crate) urges: usize,
     acknowledge: watch::Sender<Option<Acknowledgement>>,
@@ -63,6 +66,18 @@ impl FakePipeline {
     where
         F: Future<Output = ()> + 'static,
     {
+        Self::start_again(intake_bytes, Remembered::default(), run)
+    }
+
+    /// As [`start`](Self::start), with what a source before it has noted.
+    pub(crate) fn start_again<F>(
+        intake_bytes: usize,
+        remembered: Remembered,
+        run: impl FnOnce(SourceContext) -> F,
+    ) -> Self
+    where
+        F: Future<Output = ()> + 'static,
+    {
         let (sender, events) = mpsc::unbounded_channel();
         let (acknowledge, acknowledged) = watch::channel(None);
         let (shutdown, asked) = watch::channel(false);
@@ -70,7 +85,15 @@ impl FakePipeline {
         let mut registry = Registry::with_prefix("wayside");
         let health = SourceHealth::default();
         let context = SourceContext {
-            intake: Intake::new(SourceIndex(0), sender, Arc::clone(&room), intake_bytes, acknowledged),
+            intake: Intake::new(
+                SourceIndex(0),
+                "source",
+                sender,
+                Arc::clone(&room),
+                intake_bytes,
+                acknowledged,
+            ),
+            remembered: remembered.clone(),
             clock: Arc::new(SystemClock::new()),
             entropy: Box::new(SystemEntropy::new()),
             counters: SourceMetrics::register(&mut registry).source("test"),
@@ -82,6 +105,7 @@ impl FakePipeline {
             events,
             records: VecDeque::new(),
             last_ticket: Ticket::default(),
+            remembered,
             urges: 0,
             acknowledge,
             shutdown,
@@ -218,6 +242,7 @@ impl FakePipeline {
                 assert!(submission.ticket > self.last_ticket, "tickets ascend");
                 self.last_ticket = submission.ticket;
                 let ticket = submission.ticket;
+                submission.notes.into_iter().for_each(|note| note.apply(&mut self.remembered));
                 self.records.extend(submission.records.into_iter().map(|record| (ticket, record)));
                 if self.keeps_room {
                     self.held.push(submission.permit);

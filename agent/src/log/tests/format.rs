@@ -38,7 +38,7 @@ fn golden_checkpoint() -> Checkpoint {
     offsets.set((stream("occupancy"), PartitionId(0)), Offset(7));
     offsets.set((stream("vehicle"), PartitionId(0)), Offset(0));
     offsets.set((stream("vehicle"), PartitionId(3)), Offset(1 << 40));
-    Checkpoint { boot: 300, offsets }
+    Checkpoint { boot: 300, offsets, notes: NoteTable::default() }
 }
 
 fn encode_group(compression: Compression) -> Vec<u8> {
@@ -51,6 +51,52 @@ fn encode_checkpoint() -> Vec<u8> {
     let parts = golden_checkpoint().encode();
     assert_eq!(parts.len(), 1);
     EntryCodec::new(Compression::None).encode(EntryKind::Checkpoint, &parts[0]).seal(SEQ).to_vec()
+}
+
+fn golden_notes() -> Vec<Note> {
+    let note = |source: &str, key: &[u8], value: Option<&[u8]>| {
+        Note::new(source.into(), key, value.map(Box::from)).unwrap()
+    };
+    vec![
+        note("devices", b"w\0client-1", Some(&[0, 1, 0xde, 0xad, 0xbe, 0xef])),
+        note("devices", b"s\0client-2", None),
+        note("http", &[0xff], Some(b"")),
+    ]
+}
+
+fn encode_noted() -> Vec<u8> {
+    let (mut raw, mut notes) = (Vec::new(), notes::encode(&golden_notes()));
+    group::encode(&golden_batches(), &mut raw);
+    notes.append(&mut raw);
+    EntryCodec::new(Compression::None).encode(EntryKind::Noted, &notes).seal(SEQ).to_vec()
+}
+
+fn golden_noted_checkpoint() -> Checkpoint {
+    let mut checkpoint = golden_checkpoint();
+    golden_notes().into_iter().for_each(|note| assert!(checkpoint.notes.set(note)));
+    checkpoint
+}
+
+fn encode_noted_checkpoint() -> Vec<u8> {
+    let parts = golden_noted_checkpoint().encode();
+    EntryCodec::new(Compression::None).encode(EntryKind::Checkpoint, &parts[0]).seal(SEQ).to_vec()
+}
+
+#[test]
+fn groups_with_notes_of_version_1_open() {
+    let bytes = fs::read(golden("v1-noted.bin")).unwrap();
+    let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
+    assert_eq!(kind, EntryKind::Noted);
+    let (notes, group) = notes::split(&raw).unwrap();
+    assert_eq!(notes, golden_notes());
+    assert_eq!(group::decode(&group, &mut Names::default()).unwrap(), golden_batches());
+}
+
+#[test]
+fn checkpoints_with_notes_of_version_1_open() {
+    let bytes = fs::read(golden("v1-checkpoint-noted.bin")).unwrap();
+    let (_, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
+    assert_eq!(Assembly::default().push(&raw).unwrap(), Some(golden_noted_checkpoint()));
 }
 
 fn golden_dropped() -> Vec<Dropped> {
@@ -123,7 +169,9 @@ fn an_epoch_of_version_1_opens() {
 fn version_1_is_still_what_is_written() {
     assert_eq!(encode_group(Compression::None), fs::read(golden("v1-group-none.bin")).unwrap());
     assert_eq!(encode_compacted(), fs::read(golden("v1-compacted.bin")).unwrap());
+    assert_eq!(encode_noted(), fs::read(golden("v1-noted.bin")).unwrap());
     assert_eq!(encode_checkpoint(), fs::read(golden("v1-checkpoint.bin")).unwrap());
+    assert_eq!(encode_noted_checkpoint(), fs::read(golden("v1-checkpoint-noted.bin")).unwrap());
 }
 
 #[test]
@@ -148,6 +196,7 @@ proptest::proptest! {
         let _ = group::decode(&raw, &mut Names::default());
         let _ = group::decode_ranges(&raw, &mut Names::default());
         let _ = dropped::decode(&raw, &mut Names::default());
+        let _ = notes::split(&raw);
         let _ = Assembly::default().push(&raw);
     }
 

@@ -4,6 +4,7 @@ mod compact;
 mod damage;
 mod format;
 mod model;
+mod remembered;
 mod verify;
 
 use std::{path::Path, time::Duration};

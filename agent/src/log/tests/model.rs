@@ -48,8 +48,15 @@ struct Model {
 
 impl Model {
     fn append(&mut self, log: &mut Log, partition: i32, records: u64) {
-        log.append(vec![batch("vehicle", partition, self.next_id..self.next_id + records)]);
-        self.next_id += records;
+        let ids = self.next_id..self.next_id + records;
+        self.next_id = ids.end;
+        // The last one is noted; some notes are so large that they take an entry of their own, and are forgotten again.
+        let large = vec![0; usize::try_from(ids.end % 3 * 20_000).unwrap()];
+        let value = |bytes: &[u8]| (!bytes.is_empty()).then(|| bytes.into());
+        let note =
+            |key: &str, bytes: &[u8]| Note::new("source".into(), key.as_bytes(), value(bytes)).unwrap();
+        let notes = vec![note("large", &large), note("last", &(ids.end - 1).to_be_bytes())];
+        log.append_noting(vec![batch("vehicle", partition, ids)], notes);
     }
 
     fn acknowledge(&mut self, groups: &[Arc<BatchGroup>]) {
@@ -80,6 +87,16 @@ impl Model {
                     found.insert(id, group.seq);
                 }
             }
+        }
+        let noted = log.notes.by_source().get("source").and_then(|notes| notes.get(b"last".as_slice()));
+        let noted = noted.map(|id| u64::from_be_bytes(id[..].try_into().unwrap()));
+        assert!(
+            noted >= self.acknowledged.last_key_value().map(|(id, _)| *id),
+            "what is acknowledged is noted"
+        );
+        if let Some(noted) = noted {
+            let trimmed = self.acknowledged.get(&noted).is_some_and(|seq| *seq < first);
+            assert!(trimmed || found.contains_key(&noted), "{noted} is noted and not there");
         }
         for (id, seq) in &self.acknowledged {
             if *seq >= first {

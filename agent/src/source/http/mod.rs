@@ -52,7 +52,7 @@ use crate::{
     access::tokens::TokenFile,
     config::{self, HttpSource},
     env::Monotonic,
-    intake::{Acknowledgement, IntakeClosed, Unacknowledged},
+    intake::{self, Acknowledgement, IntakeClosed, Unacknowledged},
     partition::partition_of,
     record::PartitionId,
 };
@@ -235,7 +235,7 @@ impl Source {
             .unwrap_or_else(|_| Err(Refusal::panicked()));
         drop((body, room));
         let reserved = decoded.and_then(|records| {
-            let room = self.context.intake.try_reserve(&records).ok_or(Refusal::Full)?;
+            let room = self.context.intake.try_reserve(intake::size_bytes(&records)).ok_or(Refusal::Full)?;
             Ok((room, records))
         });
         match reserved {

@@ -53,7 +53,7 @@ use crate::{
     decode::mqtt::Router,
     env::Monotonic,
     gap::Gap,
-    intake::{IntakeClosed, Reservation},
+    intake::{self, IntakeClosed, Reservation},
     record::{Received, Record},
 };
 
@@ -426,9 +426,12 @@ impl Source {
         };
         // What came before an error counts.
         if !self.group.records.is_empty() {
-            match self.context.intake.try_reserve(&self.group.records) {
+            match self.context.intake.try_reserve(intake::size_bytes(&self.group.records)) {
                 Some(reservation) => self.submit(reservation)?,
-                None => *room = Some(Box::pin(self.context.intake.reserve(&self.group.records))),
+                None => {
+                    *room =
+                        Some(Box::pin(self.context.intake.reserve(intake::size_bytes(&self.group.records))))
+                }
             }
         } else if !self.group.answers.is_empty() {
             self.deliveries.submitted(None, self.group.answers.drain(..));
@@ -483,7 +486,7 @@ impl Source {
             self.group.answers.clear();
             return Ok(());
         }
-        let reservation = self.context.intake.reserve(&self.group.records).await?;
+        let reservation = self.context.intake.reserve(intake::size_bytes(&self.group.records)).await?;
         self.submit(reservation)?;
         self.disconnected();
         Ok(())

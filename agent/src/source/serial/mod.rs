@@ -40,7 +40,7 @@ use crate::{
     config::{FlowControl, Parity, SerialProtocol, SerialSource},
     decode::nmea::NmeaRoute,
     env::Monotonic,
-    intake::{IntakeClosed, Reservation},
+    intake::{self, IntakeClosed, Reservation},
     record::Record,
 };
 
@@ -314,10 +314,10 @@ impl Source {
         if records.is_empty() {
             return Ok(());
         }
-        if let Some(reservation) = self.context.intake.try_reserve(&records) {
+        if let Some(reservation) = self.context.intake.try_reserve(intake::size_bytes(&records)) {
             return self.submit(reservation, records);
         }
-        let reservation = Box::pin(self.context.intake.reserve(&records));
+        let reservation = Box::pin(self.context.intake.reserve(intake::size_bytes(&records)));
         self.room = Some(Waiting { records, reservation });
         Ok(())
     }
