@@ -5,6 +5,7 @@
 //! [`Broker::expire`] now and then; then it sends [`Broker::output`] of every connection that [`Broker::touched`] names, and
 //! closes those that are [done](Broker::is_done).
 
+mod memory;
 mod messages;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
-use self::messages::will_packet;
+use self::{memory::Memory, messages::will_packet};
 use super::{
     access::{Access, Client, Credentials, Denied},
     connection::{ALIAS_MAXIMUM, Connection, Known, Phase},
@@ -73,6 +74,8 @@ struct Session {
     known: Known,
     filters: BTreeSet<Box<str>>,
     outbox: Outbox,
+    /// Its client finds it after a restart.
+    noted: bool,
     will: Option<StoredWill>,
     /// When the will is due, once the connection is gone.
     will_at: Option<Monotonic>,
@@ -125,6 +128,7 @@ pub(super) struct Broker {
     clients: BTreeMap<Arc<str>, SessionKey>,
     subscriptions: Subscriptions,
     retained: Retained,
+    memory: Memory,
     /// Connections that wait for a ticket, in ticket order.
     due: VecDeque<(Ticket, ConnectionKey)>,
     last_acknowledgement: Option<Acknowledgement>,
@@ -148,6 +152,7 @@ impl Broker {
             sessions: Slab::new(),
             clients: BTreeMap::new(),
             subscriptions: Subscriptions::default(),
+            memory: Memory::default(),
             due: VecDeque::new(),
             last_acknowledgement: None,
             touched: BTreeSet::new(),
@@ -289,6 +294,7 @@ impl Broker {
         connection.acknowledged(acknowledgement, &mut self.sessions[session].known);
         self.unacknowledged -= before - connection.unacknowledged();
         self.touched.insert(key);
+        self.note_window(session);
     }
 
     /// Ends what has lived long enough: connections without packets, sessions, delays of wills.
@@ -353,17 +359,21 @@ impl Broker {
                 return self.publish(now, key, session, &publish, payload, store);
             }
             Packet::PubAck(packet_id) => self.sessions[session].outbox.acknowledged(packet_id),
-            Packet::PubRel(packet_id) => connection.release(packet_id, &mut self.sessions[session].known),
+            Packet::PubRel(packet_id) => {
+                connection.release(packet_id, &mut self.sessions[session].known);
+                self.note_window(session);
+            }
             Packet::Subscribe(subscribe) => return self.subscribe(key, session, &subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(key, session, &unsubscribe),
             Packet::PingReq => packet::pingresp(&mut connection.out),
             Packet::Disconnect(disconnect) => {
                 if let Some(expiry_s) = disconnect.session_expiry_s {
-                    let session = &mut self.sessions[session];
-                    if session.expiry.is_zero() && expiry_s != 0 {
+                    let state = &mut self.sessions[session];
+                    if state.expiry.is_zero() && expiry_s != 0 {
                         return Err(PacketError::protocol("a session expiry where CONNECT had none").into());
                     }
-                    session.expiry = Duration::from_secs(expiry_s.into()).min(self.config.session_expiry_max);
+                    state.expiry = Duration::from_secs(expiry_s.into()).min(self.config.session_expiry_max);
+                    self.note_session(session);
                 }
                 return Err(End::Disconnected { with_will: disconnect.with_will });
             }
@@ -426,12 +436,16 @@ impl Broker {
         let state = &mut self.sessions[session];
         state.connection = Some(key);
         state.user = user.map(Box::from);
+        let is_news = !session_present || state.expiry != expiry;
         state.expiry = expiry;
         (state.ends_at, state.will_at) = (None, None);
         state.will = connect.will.map(|will| StoredWill {
             delay: Duration::from_secs(will.delay_s.into()),
             packet: will_packet(&will.publish),
         });
+        if is_news {
+            self.note_session(session);
+        }
 
         let keep_alive_max_s = self.config.keep_alive_max_s;
         let too_long = connect.keep_alive_s == 0 || connect.keep_alive_s > keep_alive_max_s;
@@ -491,6 +505,7 @@ impl Broker {
             known: Known::new(),
             filters: BTreeSet::new(),
             outbox: Outbox::default(),
+            noted: false,
             will: None,
             will_at: None,
         });
@@ -561,5 +576,8 @@ impl Broker {
             self.subscriptions.remove(filter, key);
         }
         self.clients.remove(&session.client_id);
+        if session.noted {
+            self.memory.forget(key, session.client_id);
+        }
     }
 }

@@ -2,12 +2,7 @@
 //!
 //! What concerns more than one connection, sessions and messages to subscribers, is in [`broker`](super::broker).
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -20,6 +15,7 @@ use crate::{
     config::{Listener, MqttVersion, Qos},
     env::Monotonic,
     intake::{Acknowledgement, Ticket, Unacknowledged},
+    log::CRC_32C,
 };
 
 /// Topic aliases that a client may set. Each keeps a topic in memory.
@@ -36,14 +32,23 @@ const BURST: Duration = Duration::from_secs(1);
 
 /// Messages of a session by packet id, with the digest of each, that must not be stored again: those of QoS 2 until PUBREL, and
 /// those that a broken connection left unanswered.
-pub(super) type Known = BTreeMap<u16, u64>;
+pub(super) type Known = BTreeMap<u16, Seen>;
+
+/// A message that was stored, or was on its way to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// CRC-32C of the payload.
+    pub(super) digest: u32,
+    /// It is from before a restart, and may have been answered since it was noted.
+    pub(super) restored: bool,
+}
 
 /// What it takes to answer a PUBLISH of QoS 1 or 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     packet_id: u16,
     qos: Qos,
-    digest: u64,
+    digest: u32,
     /// For MQTT 5.
     reason: Reason,
 }
@@ -249,7 +254,10 @@ impl Connection {
         let before = known.remove(&publish.packet_id);
         // A client that lost its memory gives an id to another message: only one that is equal is a repetition, and with QoS 1,
         // where the id is free after PUBACK, only one that says so.
-        let repeated = before == Some(digest) && (publish.dup || publish.qos == Qos::ExactlyOnce);
+        let repeated = before.is_some_and(|seen| {
+            let certain = publish.qos == Qos::ExactlyOnce && !seen.restored;
+            seen.digest == digest && (publish.dup || certain)
+        });
         if publish.qos == Qos::ExactlyOnce {
             self.remember(known, publish.packet_id, digest);
         }
@@ -328,11 +336,11 @@ impl Connection {
 
     /// Keeps no more ids than two connections can leave behind: a client that never releases its own costs no memory, and may see
     /// a message stored twice.
-    fn remember(&self, known: &mut Known, packet_id: u16, digest: u64) {
+    fn remember(&self, known: &mut Known, packet_id: u16, digest: u32) {
         while known.len() >= 2 * self.receive_maximum {
             known.pop_first();
         }
-        known.insert(packet_id, digest);
+        known.insert(packet_id, Seen { digest, restored: false });
     }
 
     /// Why the connection has to end for want of packets, if so.
@@ -366,6 +374,11 @@ impl Connection {
         self.in_flight() >= self.receive_maximum && !self.waiting.is_empty()
     }
 
+    /// What is stored, or on its way to be, and has no answer.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = (u16, u32)> {
+        self.waiting.iter().map(|answer| (answer.packet_id, answer.digest))
+    }
+
     /// Messages without their PUBACK or PUBREC.
     pub(super) fn unacknowledged(&self) -> usize {
         self.waiting.len()
@@ -376,8 +389,6 @@ impl Connection {
     }
 }
 
-fn digest(publish: &Publish<'_>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    publish.payload.hash(&mut hasher);
-    hasher.finish()
+fn digest(publish: &Publish<'_>) -> u32 {
+    CRC_32C.checksum(publish.payload)
 }

@@ -10,7 +10,7 @@
 //!   each connection (MQTT-4.6.0-2), all that a commit covers in one write. What is not stored, since it is for subscribers alone
 //!   or its client may not publish it, is answered in its turn.
 //! * **Repetition**: a PUBLISH that a broken connection left unanswered is recognised when its session comes back, a QoS 2
-//!   message until its PUBREL. Sessions live in memory: after a crash of the agent a repetition is a second record.
+//!   message until its PUBREL; also after a crash of the agent, if the session outlives its connections ([`broker`]'s memory).
 //! * **Back-pressure**: what one round of reading brought is one submission. While the intake has no room for it, nothing is
 //!   read from any client. A client that has all its credit unanswered, that does not read its answers or that is over its
 //!   rate is not read either: TCP holds it back.
@@ -61,6 +61,7 @@ use crate::{
     decode::{mqtt::Router, topic::TopicFilter},
     env::Monotonic,
     intake::{Intake, IntakeClosed, Reservation, Ticket},
+    log::Note,
     record::{Received, Record, RecordHeader},
 };
 
@@ -136,9 +137,12 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     context.counters.clients(0);
     context.health.healthy();
     let local = config.local_topic_filters.iter().map(|filter| TopicFilter::new(filter)).collect();
-    let SourceContext { intake, clock, entropy, counters, mut shutdown, .. } = context;
+    let SourceContext { intake, remembered, clock, entropy, counters, mut shutdown, .. } = context;
+    let mut broker = Broker::new(config.clone(), Box::new(ByAddress(config.anonymous)), entropy);
+    broker.restore(clock.monotonic(), &remembered);
+    drop(remembered);
     let server = Server {
-        broker: Broker::new(config.clone(), Box::new(ByAddress(config.anonymous)), entropy),
+        broker,
         stage: Stage {
             router,
             local,
@@ -205,7 +209,14 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 #[derive(Debug, Default)]
 struct Group {
     records: Vec<Record>,
+    notes: Vec<Note>,
     size_bytes: usize,
+}
+
+impl Group {
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.notes.is_empty()
+    }
 }
 
 /// From messages to the intake.
@@ -483,20 +494,39 @@ impl Server {
                 peer.waker.rearm().wake();
             }
         }
-        if !self.stage.group.records.is_empty() && self.room.is_none() {
-            match self.stage.intake.try_reserve(&self.stage.group.records) {
-                Some(reservation) => self.submit(reservation)?,
-                None => self.room = Some(Box::pin(self.stage.intake.reserve(&self.stage.group.records))),
+        if self.room.is_none() {
+            self.note(now);
+            let Stage { intake, group, .. } = &self.stage;
+            if !group.is_empty() {
+                match intake.try_reserve(group.size_bytes) {
+                    Some(reservation) => self.submit(reservation)?,
+                    None => self.room = Some(Box::pin(intake.reserve(group.size_bytes))),
+                }
             }
         }
         self.count();
         Ok(())
     }
 
+    /// Adds to the group what is to be remembered once it is durable.
+    fn note(&mut self, now: Monotonic) {
+        let Stage { intake, group, .. } = &mut self.stage;
+        if group.records.is_empty() && !self.broker.has_news() {
+            return;
+        }
+        for (key, value) in self.broker.changes(now) {
+            // What is too large is forgotten: better than what was before.
+            let note = intake.note(key.clone(), value).or_else(|_| intake.note(key, None));
+            let Ok(note) = note else { continue };
+            group.size_bytes += note.size_bytes();
+            group.notes.push(note);
+        }
+    }
+
     /// Submits the group. A will that fell due while it waited for its room goes with it: it was in memory before.
     fn submit(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
         let group = std::mem::take(&mut self.stage.group);
-        self.stage.intake.submit_reserved(reservation, group.records)?;
+        self.stage.intake.submit_noting(reservation, group.records, group.notes)?;
         Ok(())
     }
 
@@ -529,6 +559,15 @@ impl Server {
     fn hang_up(&mut self, now: Monotonic) {
         let unacknowledged = self.broker.unacknowledged();
         self.broker.shut_down(now, &mut self.stage);
+        self.note(now);
+        // What was answered is noted while there is room: else it waits for a repetition that does not come.
+        let Stage { intake, group, .. } = &self.stage;
+        if !group.is_empty()
+            && let Some(reservation) = intake.try_reserve(group.size_bytes)
+        {
+            // A pipeline that has ended keeps what was noted before.
+            let _ = self.submit(reservation);
+        }
         for key in self.broker.touched() {
             self.send(now, key);
         }

@@ -106,6 +106,11 @@ impl Subscriptions {
         Ok(!known)
     }
 
+    /// The options of the subscription of `session` to `filter`.
+    pub(super) fn options(&self, filter: &str, session: SessionKey) -> Option<SubscribeOptions> {
+        find(&self.root, filter)?.subscribers.get(&session).copied()
+    }
+
     /// Ends the subscription of `session` to `filter`. Returns whether there was one.
     pub(super) fn remove(&mut self, filter: &str, session: SessionKey) -> bool {
         let removed = remove(&mut self.root, Some(filter), session);
@@ -198,6 +203,11 @@ impl Retained {
         self.size_bytes += size(&message);
         self.messages.insert(message.topic.clone(), message);
         Ok(())
+    }
+
+    /// That of `topic`.
+    pub(super) fn get(&self, topic: &str) -> Option<&Message> {
+        self.messages.get(topic).map(|message| &**message)
     }
 
     /// Those whose topics `filter` matches, in the order of the topics.

@@ -59,6 +59,7 @@ impl Broker {
             connection.answer(ticket, answer, &mut self.sessions[session].known);
             self.unacknowledged -= usize::from(connection.unacknowledged() == 0);
             if let Some(ticket) = ticket {
+                self.note_window(session);
                 if self.due.back() != Some(&(ticket, key)) {
                     self.due.push_back((ticket, key));
                 }
@@ -106,8 +107,11 @@ impl Broker {
             let retain = options.retain_as_published && publish.retain;
             self.push(session, Delivery::live(Arc::clone(&message), qos, retain));
         }
-        if publish.retain && self.retained.set(message).is_err() {
-            *self.drops.entry("retained_full").or_default() += 1;
+        if publish.retain {
+            self.memory.retained(topic);
+            if self.retained.set(message).is_err() {
+                *self.drops.entry("retained_full").or_default() += 1;
+            }
         }
     }
 
@@ -162,6 +166,7 @@ impl Broker {
             };
             reasons.push(reason);
         }
+        self.note_session(session);
         let connection = &mut self.connections[key];
         packet::suback(&mut connection.out, connection.version, subscribe.packet_id, &reasons);
         for delivery in retained {
@@ -182,6 +187,7 @@ impl Broker {
             let removed = self.subscriptions.remove(filter, session);
             reasons.push(if removed { Reason::Success } else { Reason::NoSubscriptionExisted });
         }
+        self.note_session(session);
         let connection = &mut self.connections[key];
         packet::unsuback(&mut connection.out, connection.version, unsubscribe.packet_id, &reasons);
     }

@@ -249,8 +249,14 @@ pub(crate) enum RetainHandling {
 }
 
 impl SubscribeOptions {
+    /// As SUBSCRIBE has them.
+    pub(crate) fn bits(self) -> u8 {
+        let flags = u8::from(self.no_local) << 2 | u8::from(self.retain_as_published) << 3;
+        self.qos as u8 | flags | (self.retain_handling as u8) << 4
+    }
+
     /// Of checked bits.
-    const fn from_bits(bits: u8) -> Self {
+    pub(crate) const fn from_bits(bits: u8) -> Self {
         Self {
             qos: match bits & 3 {
                 0 => Qos::AtMostOnce,

@@ -1,6 +1,7 @@
 //! The listener without sockets in [`broker`], with them in [`sockets`].
 
 mod broker;
+mod memory;
 mod sessions;
 mod sockets;
 
