@@ -28,11 +28,13 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// Adds a record behind all others of its (stream, partition).
-    pub fn push(&mut self, partition: PartitionId, record: Record) {
+    /// Adds a record behind all others of its (stream, partition). Returns how many these are.
+    pub fn push(&mut self, partition: PartitionId, record: Record) -> usize {
         self.size_bytes += record.size_bytes();
         self.record_count += 1;
-        self.open.entry((record.stream.clone(), partition)).or_default().push(record);
+        let records = self.open.entry((record.stream.clone(), partition)).or_default();
+        records.push(record);
+        records.len() - 1
     }
 
     /// Bytes gathered, as [`Record::size_bytes`] counts them.

@@ -5,11 +5,11 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     log::{CommitReceipt, Note, NoteTooLarge},
-    record::Record,
+    record::{Offset, Record},
 };
 
 /// Every submission of a source up to a ticket is durable: the source may answer its device.
@@ -54,6 +54,10 @@ pub struct SourceIndex(pub(crate) usize);
 #[error("the pipeline takes no more records")]
 pub struct IntakeClosed;
 
+/// The offsets of a submission's records, in their order; none for one that its stream's policy has dropped
+/// (`drop-newest`), which is told by a gap record that is as durable as the others.
+pub type Places = Vec<Option<Offset>>;
+
 /// Room in the intake for records that are not handed over yet.
 #[derive(Debug)]
 pub struct Reservation(OwnedSemaphorePermit);
@@ -66,6 +70,8 @@ pub struct Submission {
     pub(crate) records: Vec<Record>,
     /// What the source remembers once the records are durable.
     pub(crate) notes: Vec<Note>,
+    /// Who wants to know where the records are.
+    pub(crate) placed: Option<oneshot::Sender<Places>>,
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
@@ -169,6 +175,20 @@ impl Intake {
         self.submit_noting(room, records, Vec::new())
     }
 
+    /// As [`submit_noting`](Self::submit_noting), and tells where the records are: known when their acknowledgement comes.
+    ///
+    /// # Errors
+    /// As [`submit_reserved`](Self::submit_reserved).
+    pub fn submit_asking(
+        &mut self,
+        room: Reservation,
+        records: Vec<Record>,
+        notes: Vec<Note>,
+    ) -> Result<(Ticket, oneshot::Receiver<Places>), IntakeClosed> {
+        let (placed, places) = oneshot::channel();
+        Ok((self.send(room, records, notes, Some(placed))?, places))
+    }
+
     /// As [`submit_reserved`](Self::submit_reserved), with what the source remembers once all of it is durable: never
     /// without its records. Records or notes may be none, not both.
     ///
@@ -180,6 +200,16 @@ impl Intake {
         records: Vec<Record>,
         notes: Vec<Note>,
     ) -> Result<Ticket, IntakeClosed> {
+        self.send(room, records, notes, None)
+    }
+
+    fn send(
+        &mut self,
+        room: Reservation,
+        records: Vec<Record>,
+        notes: Vec<Note>,
+        placed: Option<oneshot::Sender<Places>>,
+    ) -> Result<Ticket, IntakeClosed> {
         let ticket = Ticket(self.next);
         self.events
             .send(IntakeEvent::Submission(Submission {
@@ -187,6 +217,7 @@ impl Intake {
                 ticket,
                 records,
                 notes,
+                placed,
                 permit: room.0,
             }))
             .map_err(|_| IntakeClosed)?;

@@ -15,9 +15,10 @@ use crate::{
     batch::{Batch, Batcher},
     config,
     env::{Clock, Monotonic},
-    intake::{IntakeEvent, SourceIndex, Submission, Ticket},
+    intake::{IntakeEvent, Places, SourceIndex, Submission, Ticket},
     log::{Note, NoteBatch},
     partition::partition_of,
+    record::{PartitionId, StreamName},
 };
 
 /// What one commit makes durable.
@@ -27,12 +28,22 @@ pub struct PendingCommit {
     pub(crate) batches: Vec<Batch>,
     /// What sources remember once the records are durable.
     pub(crate) notes: Vec<Note>,
+    /// Who wants to know where their records are.
+    pub(crate) asked: Vec<Asked>,
     /// The last ticket of each source that has records here.
     pub(crate) tickets: BTreeMap<SourceIndex, Ticket>,
     /// When the oldest record here arrived.
     pub(crate) oldest: Monotonic,
     /// Counts the records against the intake's bound until they are durable.
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A submission whose source wants to know where its records are.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) placed: oneshot::Sender<Places>,
+    /// Of each record the batch, and how many are before it there.
+    pub(crate) records: Vec<(StreamName, PartitionId, usize)>,
 }
 
 /// When the next commit starts.
@@ -56,6 +67,7 @@ pub struct GroupCommit {
     batch_bytes: usize,
     batcher: Batcher,
     notes: NoteBatch,
+    asked: Vec<Asked>,
     tickets: BTreeMap<SourceIndex, Ticket>,
     oldest: Monotonic,
     permit: Option<OwnedSemaphorePermit>,
@@ -72,6 +84,7 @@ impl GroupCommit {
             batch_bytes: config.batch_bytes,
             batcher: Batcher::default(),
             notes: NoteBatch::default(),
+            asked: Vec::new(),
             tickets: BTreeMap::new(),
             oldest: Monotonic::default(),
             permit: None,
@@ -97,10 +110,16 @@ impl GroupCommit {
             none => *none = Some(submission.permit),
         }
         submission.notes.into_iter().for_each(|note| self.notes.push(note));
+        let mut asked = submission.placed.map(|placed| Asked { placed, records: Vec::new() });
         for record in submission.records {
             let partition = partition_of(&record.device, partitions(record.stream.as_str()));
-            self.batcher.push(partition, record);
+            let stream = asked.is_some().then(|| record.stream.clone());
+            let index = self.batcher.push(partition, record);
+            if let Some((asked, stream)) = asked.as_mut().zip(stream) {
+                asked.records.push((stream, partition, index));
+            }
         }
+        self.asked.extend(asked);
     }
 
     /// A source waits for the commit of what it has submitted.
@@ -127,6 +146,7 @@ impl GroupCommit {
         PendingCommit {
             batches: self.batcher.take(),
             notes: self.notes.take(),
+            asked: std::mem::take(&mut self.asked),
             tickets: std::mem::take(&mut self.tickets),
             oldest: self.oldest,
             _permit: self.permit.take(),
@@ -247,6 +267,7 @@ mod tests {
             ticket: Ticket(ticket),
             records: vec![record],
             notes: Vec::new(),
+            placed: None,
             permit,
         };
         commit.push(now, submission, |_| NonZeroU16::MIN);

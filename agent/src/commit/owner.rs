@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    PendingCommit,
+    Asked, PendingCommit,
     metrics::{CommitMetrics, with_causes},
 };
 use crate::{
@@ -28,10 +28,10 @@ use crate::{
     config::{GAPS_STREAM, Policy},
     env::{Clock, Monotonic},
     gap::Gap,
-    intake::{Acknowledgement, SourceIndex},
+    intake::{Acknowledgement, Places, SourceIndex},
     log::{BatchGroup, Committed, EntrySeq, Log, LogError, LogMetrics, ReadOutcome},
     partition::partition_of,
-    record::{DeviceId, Received},
+    record::{DeviceId, Offset, PartitionId, Received, StreamName},
     replicate::{Held, LogReader, LogUnavailable},
 };
 
@@ -106,6 +106,8 @@ pub(crate) type Acknowledgers = BTreeMap<SourceIndex, watch::Sender<Option<Ackno
 /// A commit that is not durable yet.
 struct Unfinished {
     pending: PendingCommit,
+    /// Where records are, for those who want to know.
+    places: Vec<(oneshot::Sender<Places>, Places)>,
     done: oneshot::Sender<()>,
     retry_at: Monotonic,
     delay: Duration,
@@ -188,12 +190,13 @@ impl Owner {
                 debug_assert!(self.unfinished.is_none(), "one commit at a time");
                 let batches = std::mem::take(&mut pending.batches);
                 let (batches, dropped) = self.drop_newest(batches);
+                let places = self.places(std::mem::take(&mut pending.asked), &batches);
                 self.log.append_noting(batches, std::mem::take(&mut pending.notes));
                 let retry_at = if dropped { self.next_drop.max(now) } else { now };
                 if dropped {
                     self.next_drop = retry_at + DROP_WINDOW;
                 }
-                self.unfinished = Some(Unfinished { pending, done, retry_at, delay: RETRY_MIN });
+                self.unfinished = Some(Unfinished { pending, places, done, retry_at, delay: RETRY_MIN });
                 // When it is due now, `run` tries it at once.
             }
             Request::Read(from, limit_bytes, answer) => {
@@ -233,6 +236,18 @@ impl Owner {
         true
     }
 
+    /// Where the records of `asked` will be, once `batches` are appended: what these do not have was dropped.
+    fn places(&self, asked: Vec<Asked>, batches: &[Batch]) -> Vec<(oneshot::Sender<Places>, Places)> {
+        let place = |(stream, partition, index): (StreamName, PartitionId, usize)| {
+            let mut batches = batches.iter();
+            batches.find(|batch| (&batch.stream, batch.partition) == (&stream, partition))?;
+            let index = i64::try_from(index).expect("a batch fits the memory");
+            Some(Offset(self.log.next_offset(stream, partition).0 + index))
+        };
+        let places = |asked: Asked| (asked.placed, asked.records.into_iter().map(place).collect());
+        asked.into_iter().map(places).collect()
+    }
+
     /// Of what comes while the log is full, puts gap records in the place of what the policy drops. Says if there is any.
     fn drop_newest(&mut self, batches: Vec<Batch>) -> (Vec<Batch>, bool) {
         let drops = |log: &Log, batch: &Batch| log.policy(&batch.stream) == Policy::DropNewest;
@@ -258,7 +273,9 @@ impl Owner {
         let (gap_batches, others): (Vec<_>, Vec<_>) =
             kept.into_iter().partition(|batch| batch.stream.as_str() == GAPS_STREAM);
         for batch in gap_batches {
-            batch.records.into_iter().for_each(|record| gaps.push(batch.partition, record));
+            for record in batch.records {
+                gaps.push(batch.partition, record);
+            }
         }
         (others.into_iter().chain(gaps.take()).collect(), true)
     }
@@ -324,6 +341,10 @@ impl Owner {
     }
 
     fn finish(&mut self, unfinished: Unfinished, committed: Committed) {
+        for (placed, places) in unfinished.places {
+            // Who asked may be gone.
+            let _ = placed.send(places);
+        }
         for (source, ticket) in &unfinished.pending.tickets {
             if let Some(acknowledger) = self.acknowledgers.get(source) {
                 acknowledger.send_replace(Some(Acknowledgement::new(&committed.receipt, *ticket)));

@@ -34,6 +34,7 @@ fn pending() -> PendingCommit {
     PendingCommit {
         batches: vec![batch],
         notes: Vec::new(),
+        asked: Vec::new(),
         tickets: BTreeMap::new(),
         oldest: Monotonic::default(),
         _permit: None,
@@ -224,4 +225,35 @@ fn a_trouble_that_stays_is_told_once() {
     assert!(metrics.failed(&reserve(2)).is_some());
     metrics.committed(Duration::ZERO);
     assert!(metrics.failed(&reserve(2)).is_some(), "again");
+}
+
+#[test]
+fn who_asks_is_told_where_the_records_are_before_they_are_acknowledged_and_which_were_dropped() {
+    let disk = SimulatedDisk::new();
+    let clock = SystemClock::new();
+    let mut owner = full_owner(&disk, Policy::DropNewest);
+    let used = owner.log.next_offset(StreamName::new("s").unwrap(), PartitionId(0));
+    let ask = |records: &[(&str, usize)]| {
+        let (placed, places) = oneshot::channel();
+        let places_of = records.iter().map(|(name, n)| (StreamName::new(name).unwrap(), PartitionId(0), *n));
+        (Asked { placed, records: places_of.collect() }, places)
+    };
+    let commit_asking = |owner: &mut Owner, batches, asked| {
+        let (done, completed) = oneshot::channel();
+        let pending = PendingCommit { batches, asked, ..pending() };
+        assert!(owner.handle(Request::Commit(pending, done), clock.monotonic()));
+        owner.retry(&clock);
+        completed.blocking_recv().expect("durable");
+    };
+    let (asked, places) = ask(&[("s", 1), ("s", 0)]);
+    commit_asking(&mut owner, vec![batch("s", 2)], vec![asked]);
+    assert_eq!(places.blocking_recv(), Ok(vec![None, None]), "dropped");
+
+    owner.handle(Request::Trim(owner.log.end()), clock.monotonic());
+    let (first, first_places) = ask(&[("s", 1), ("t", 0)]);
+    let (second, second_places) = ask(&[("s", 2)]);
+    commit_asking(&mut owner, vec![batch("s", 3), batch("t", 1)], vec![first, second]);
+    let at = |offset: i64| Some(Offset(offset));
+    assert_eq!(first_places.blocking_recv(), Ok(vec![at(used.0 + 1), at(0)]));
+    assert_eq!(second_places.blocking_recv(), Ok(vec![at(used.0 + 2)]));
 }

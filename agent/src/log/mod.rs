@@ -379,6 +379,11 @@ impl Log {
         }
     }
 
+    /// The offset of the next record that is appended to a partition.
+    pub fn next_offset(&self, stream: StreamName, partition: PartitionId) -> Offset {
+        self.offsets.next(&(stream, partition))
+    }
+
     /// Whether a bound is met, [`LogOptions::limit_bytes`] or [`LogOptions::reserve_bytes`].
     pub fn is_full(&self) -> bool {
         self.bound_met(false).is_some()

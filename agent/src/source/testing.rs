@@ -27,7 +27,7 @@ use crate::{
     env::{SystemClock, SystemEntropy},
     intake::{Acknowledgement, Intake, IntakeEvent, SourceIndex, Ticket},
     log::Remembered,
-    record::Record,
+    record::{Offset, Record},
     testing::left_out,
 };
 
@@ -242,6 +242,11 @@ impl FakePipeline {
                 assert!(submission.ticket > self.last_ticket, "tickets ascend");
                 self.last_ticket = submission.ticket;
                 let ticket = submission.ticket;
+                // Each record in a place of its own.
+                let places = (100..).take(submission.records.len()).map(|offset| Some(Offset(offset)));
+                if let Some(placed) = submission.placed {
+                    let _ = placed.send(places.collect());
+                }
                 submission.notes.into_iter().for_each(|note| note.apply(&mut self.remembered));
                 self.records.extend(submission.records.into_iter().map(|record| (ticket, record)));
                 if self.keeps_room {

@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 
 use super::{
+    keys::Key,
     produce,
     refusal::{Flaw, Refusal},
 };
@@ -53,6 +54,13 @@ pub(super) struct Admitted {
     stream: StreamName,
     format: Format,
     idempotency_key: Option<Bytes>,
+}
+
+impl Admitted {
+    /// The request's `Idempotency-Key`, if it has one.
+    pub(super) fn key(&self) -> Option<Key> {
+        self.idempotency_key.as_ref().map(|key| Key::new(&self.stream, key))
+    }
 }
 
 /// What a body is.

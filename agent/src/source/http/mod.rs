@@ -3,6 +3,7 @@
 //! # Rules
 //! * **Acknowledgement**: 200 is made of an [`Acknowledgement`] alone, which covers all records of the request. With any other
 //!   answer nothing of it is stored, but for the 503 that says so: the commit took too long, or the agent ended meanwhile.
+//! * **Repetition**: a request whose `Idempotency-Key` is known is answered as it was ([`keys`]).
 //! * **All or nothing**: a body in which one record is wrong is refused as a whole, with the place.
 //! * **Back-pressure**: nothing waits for room. Where there is none, for the body or for its records in the intake, the answer is
 //!   503 with a `Retry-After`, spread so that a thousand devices do not come back at once.
@@ -16,6 +17,7 @@
 mod api;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod keys;
 mod produce;
 mod reach;
 mod refusal;
@@ -25,6 +27,7 @@ mod tests;
 
 use std::{
     fs, io,
+    num::NonZeroU16,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
@@ -44,6 +47,7 @@ use tracing::{debug, info, warn};
 pub use self::reach::reach;
 use self::{
     api::{Admitted, Api},
+    keys::{Key, Keys, Seen},
     refusal::Refusal,
     server::Door,
 };
@@ -52,9 +56,9 @@ use crate::{
     access::tokens::TokenFile,
     config::{self, HttpSource},
     env::Monotonic,
-    intake::{self, Acknowledgement, IntakeClosed, Unacknowledged},
+    intake::{self, Acknowledgement, IntakeClosed, Places, Reservation, Unacknowledged},
     partition::partition_of,
-    record::PartitionId,
+    record::{PartitionId, Record},
 };
 
 /// Longest time that a shutdown waits for acknowledgements, and for clients to take their answers.
@@ -73,34 +77,48 @@ struct Job {
     body: Bytes,
     /// Counts `body` until its records count in the intake.
     room: OwnedSemaphorePermit,
-    answer: oneshot::Sender<Result<Stored, Refusal>>,
-}
-
-/// The records of a request, in their order, on their way to the disk.
-struct Submitted {
-    /// The partition of each.
-    partitions: Vec<PartitionId>,
+    answer: oneshot::Sender<Result<Arc<Stored>, Refusal>>,
 }
 
 /// A request whose records are durable: what 200 is made of.
-struct Stored(Submitted);
+#[derive(Debug, PartialEq, Eq)]
+struct Stored {
+    /// The partition of each record.
+    partitions: Vec<PartitionId>,
+    /// The offset of each, none where its stream's policy has dropped it; `None` where it is not known any more.
+    places: Option<Places>,
+}
 
 impl Stored {
-    /// `_acknowledgement` covers the ticket of `submitted`.
-    fn new(_acknowledgement: Acknowledgement, submitted: Submitted) -> Self {
-        Self(submitted)
+    /// `_acknowledgement` covers the ticket of the request.
+    fn new(_acknowledgement: Acknowledgement, partitions: Vec<PartitionId>, places: Option<Places>) -> Self {
+        Self { partitions, places }
+    }
+
+    /// A life before has noted it with its records.
+    fn before_a_restart(partitions: Vec<PartitionId>) -> Self {
+        Self { partitions, places: None }
     }
 }
 
 /// Who waits for a commit.
 struct Waiting {
-    submitted: Submitted,
-    answer: oneshot::Sender<Result<Stored, Refusal>>,
+    request: Submitted,
+    answer: oneshot::Sender<Result<Arc<Stored>, Refusal>>,
+}
+
+/// What a commit is to make durable.
+enum Submitted {
+    /// The records of a request.
+    Records { partitions: Vec<PartitionId>, places: oneshot::Receiver<Places>, key: Option<Key> },
+    /// Those of an earlier one with the same key.
+    Again(Key),
 }
 
 /// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` are refused.
 pub async fn run(config: HttpSource, record_bytes_max: usize, context: SourceContext) {
-    let source = Source { config, record_bytes_max, waiting: Unacknowledged::default(), context };
+    let keys = Keys::restore(&context.remembered);
+    let source = Source { config, record_bytes_max, waiting: Unacknowledged::default(), keys, context };
     Box::pin(source.run()).await;
 }
 
@@ -108,6 +126,7 @@ struct Source {
     config: HttpSource,
     record_bytes_max: usize,
     waiting: Unacknowledged<Waiting>,
+    keys: Keys,
     context: SourceContext,
 }
 
@@ -226,38 +245,84 @@ impl Source {
         connections.tasks
     }
 
-    /// Submits the records of a body, or refuses it.
+    /// Submits the records of a body, or answers it at once.
     fn take(&mut self, api: &Api, job: Job) -> Result<(), IntakeClosed> {
         let Job { admitted, body, room, answer } = job;
+        let key = admitted.key();
+        let seen = key.as_ref().map_or(Seen::New, |key| self.keys.look(key, &body));
+        let answered = match (seen, key) {
+            (Seen::UnderWay, Some(key)) => {
+                let request = Submitted::Again(key);
+                self.waiting.push(self.context.intake.last_ticket(), Waiting { request, answer });
+                return Ok(());
+            }
+            (Seen::Stored(stored), _) => Ok(stored),
+            (Seen::Other, _) => Err(Refusal::KeyReused),
+            (_, key) => match self.decode(api, &admitted, &body) {
+                Ok((records, reservation)) => {
+                    drop(room);
+                    return self.submit(api.partitions(&admitted), records, reservation, key, &body, answer);
+                }
+                Err(refusal) => Err(refusal),
+            },
+        };
+        // Who asked may be gone.
+        let _ = answer.send(answered);
+        Ok(())
+    }
+
+    /// The records of a body, and room for them.
+    fn decode(
+        &mut self,
+        api: &Api,
+        admitted: &Admitted,
+        body: &Bytes,
+    ) -> Result<(Vec<Record>, Reservation), Refusal> {
         let received = self.context.clock.wall();
         // Decoders do not panic; if one does nevertheless, its request alone is hit. They keep no state to be torn.
-        let decoded = catch_unwind(AssertUnwindSafe(|| api.decode(&admitted, &body, received)))
-            .unwrap_or_else(|_| Err(Refusal::panicked()));
-        drop((body, room));
-        let reserved = decoded.and_then(|records| {
-            let room = self.context.intake.try_reserve(intake::size_bytes(&records)).ok_or(Refusal::Full)?;
-            Ok((room, records))
-        });
-        match reserved {
-            Ok((room, records)) => {
-                let partitions = api.partitions(&admitted);
-                let partitions =
-                    records.iter().map(|record| partition_of(&record.device, partitions)).collect();
-                records.iter().for_each(|record| self.context.counters.record(record));
-                let ticket = self.context.intake.submit_reserved(room, records)?;
-                self.waiting.push(ticket, Waiting { submitted: Submitted { partitions }, answer });
-            }
-            // Who asked may be gone.
-            Err(refusal) => drop(answer.send(Err(refusal))),
-        }
+        let decoded = catch_unwind(AssertUnwindSafe(|| api.decode(admitted, body, received)));
+        let records = decoded.unwrap_or_else(|_| Err(Refusal::panicked()))?;
+        let room = self.context.intake.try_reserve(intake::size_bytes(&records)).ok_or(Refusal::Full)?;
+        Ok((records, room))
+    }
+
+    fn submit(
+        &mut self,
+        partitions: NonZeroU16,
+        records: Vec<Record>,
+        room: Reservation,
+        key: Option<Key>,
+        body: &[u8],
+        answer: oneshot::Sender<Result<Arc<Stored>, Refusal>>,
+    ) -> Result<(), IntakeClosed> {
+        let intake = &mut self.context.intake;
+        let partitions: Vec<_> =
+            records.iter().map(|record| partition_of(&record.device, partitions)).collect();
+        records.iter().for_each(|record| self.context.counters.record(record));
+        let changes = key.as_ref().map(|key| self.keys.begin(key, body, &partitions)).unwrap_or_default();
+        // A request of so many records that its note is too large is remembered until a restart.
+        let notes = changes.into_iter().filter_map(|(key, value)| intake.note(key, value).ok()).collect();
+        let (ticket, places) = intake.submit_asking(room, records, notes)?;
+        let request = Submitted::Records { partitions, places, key };
+        self.waiting.push(ticket, Waiting { request, answer });
         Ok(())
     }
 
     /// Answers all requests that `acknowledgement` covers.
     fn acknowledge(&mut self, acknowledgement: Acknowledgement) {
-        for Waiting { submitted, answer } in self.waiting.release(acknowledgement) {
+        for Waiting { request, answer } in self.waiting.release(acknowledgement) {
+            let stored = match request {
+                Submitted::Records { partitions, mut places, key } => {
+                    let stored = Stored::new(acknowledgement, partitions, places.try_recv().ok());
+                    let stored = Arc::new(stored);
+                    key.iter().for_each(|key| self.keys.stored(key, &stored));
+                    Ok(stored)
+                }
+                // One that was forgotten meanwhile, for many others: nobody knows.
+                Submitted::Again(key) => self.keys.get(&key).ok_or(Refusal::Late),
+            };
             // Who asked may be gone.
-            let _ = answer.send(Ok(Stored::new(acknowledgement, submitted)));
+            let _ = answer.send(stored);
         }
     }
 }

@@ -15,7 +15,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::refusal::{Flaw, Refusal};
+use super::{
+    Stored,
+    refusal::{Flaw, Refusal},
+};
 use crate::record::DeviceId;
 
 /// How keys and values are embedded.
@@ -51,6 +54,10 @@ struct Entry<'a> {
     partition: Option<i32>,
 }
 
+/// The proxy's number of an error that sending again does not mend.
+const NOT_RETRIABLE: u32 = 1;
+const DROPPED: &str = "dropped: the gateway's log is full, and the stream's policy is drop-newest";
+
 /// The answer: where each record went.
 #[derive(Debug, Serialize)]
 pub(super) struct Answer {
@@ -65,14 +72,23 @@ struct Place {
     /// -1, as Kafka's producer says where it does not know: the record is on the gateway, Kafka gives it an offset later.
     offset: i64,
     error_code: Option<u32>,
-    error: Option<String>,
+    error: Option<&'static str>,
 }
 
 impl Answer {
-    /// For records that went to `partitions`.
-    pub(super) fn new(partitions: impl Iterator<Item = i32>) -> Self {
-        let place = |partition| Place { partition, offset: -1, error_code: None, error: None };
-        Self { offsets: partitions.map(place).collect(), key_schema_id: None, value_schema_id: None }
+    /// For what is stored.
+    pub(super) fn new(stored: &Stored) -> Self {
+        let places = stored.places.as_deref().unwrap_or_default();
+        let offsets = stored.partitions.iter().enumerate().map(|(index, partition)| {
+            let is_dropped = places.get(index).is_some_and(Option::is_none);
+            Place {
+                partition: partition.0,
+                offset: -1,
+                error_code: is_dropped.then_some(NOT_RETRIABLE),
+                error: is_dropped.then_some(DROPPED),
+            }
+        });
+        Self { offsets: offsets.collect(), key_schema_id: None, value_schema_id: None }
     }
 }
 

@@ -24,6 +24,9 @@ pub(super) enum Refusal {
     /// The header `Idempotency-Key` is none.
     #[error("Idempotency-Key must be 1 to 255 visible ASCII characters")]
     IdempotencyKey,
+    /// The `Idempotency-Key` came with another body before.
+    #[error("the Idempotency-Key came with another body before")]
+    KeyReused,
     /// No token, or nobody's.
     #[error("a bearer token is needed (Authorization: Bearer ...)")]
     Unauthorized,
@@ -109,6 +112,7 @@ impl Refusal {
             | Self::Device(_)
             | Self::DeviceMissing
             | Self::IdempotencyKey => StatusCode::BAD_REQUEST,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
@@ -125,7 +129,7 @@ impl Refusal {
             Self::Malformed(_) => "malformed",
             Self::Broken => "broken",
             Self::Device(_) | Self::DeviceMissing => "no_device",
-            Self::IdempotencyKey => "idempotency_key",
+            Self::IdempotencyKey | Self::KeyReused => "idempotency_key",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
             Self::NotFound(_) => "not_found",

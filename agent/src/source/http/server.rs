@@ -1,6 +1,7 @@
 //! The connections: heads and bodies within their bounds, and answers in the dialect of the path.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -37,7 +38,11 @@ use super::{
     produce,
     refusal::Refusal,
 };
-use crate::{config::HttpSource, source::metrics::SourceCounters};
+use crate::{
+    config::HttpSource,
+    record::{Offset, PartitionId},
+    source::metrics::SourceCounters,
+};
 
 /// Takes records of a stream.
 pub(super) const RECORDS: &str = "/v1/streams/{stream}/records";
@@ -97,7 +102,7 @@ impl Door {
         &self,
         admitted: Result<Admitted, Refusal>,
         mut body: Body,
-    ) -> Result<Stored, (Refusal, HeaderMap)> {
+    ) -> Result<Arc<Stored>, (Refusal, HeaderMap)> {
         let outcome = match admitted {
             Ok(admitted) => self.submit(admitted, &mut body).await,
             Err(refusal) => Err(refusal),
@@ -125,7 +130,7 @@ impl Door {
         Err((refusal, headers))
     }
 
-    async fn submit(&self, admitted: Admitted, body: &mut Body) -> Result<Stored, Refusal> {
+    async fn submit(&self, admitted: Admitted, body: &mut Body) -> Result<Arc<Stored>, Refusal> {
         let declared = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let most = declared.unwrap_or(self.max_body_bytes);
         if most > self.max_body_bytes {
@@ -183,15 +188,55 @@ async fn openapi() -> Response {
 
 /// The answer to stored records.
 #[derive(Serialize)]
-struct Count {
+struct Answer {
     records: usize,
+    /// Of these, those that their stream's policy has dropped (`drop-newest`).
+    #[serde(skip_serializing_if = "is_zero")]
+    dropped: usize,
+    /// Where they are; not known of a request that was stored before a restart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    offsets: Vec<Span>,
+}
+
+/// Records of one partition: as `wayside.offset` says in Kafka.
+#[derive(Serialize)]
+struct Span {
+    partition: i32,
+    first: i64,
+    last: i64,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl Answer {
+    fn new(stored: &Stored) -> Self {
+        let mut spans: BTreeMap<PartitionId, (Offset, Offset)> = BTreeMap::new();
+        let places = stored.places.as_deref().unwrap_or_default();
+        for (partition, place) in stored.partitions.iter().zip(places) {
+            let Some(offset) = *place else { continue };
+            let (first, last) = spans.entry(*partition).or_insert((offset, offset));
+            (*first, *last) = (offset.min(*first), offset.max(*last));
+        }
+        let span = |(partition, (first, last)): (PartitionId, (Offset, Offset))| Span {
+            partition: partition.0,
+            first: first.0,
+            last: last.0,
+        };
+        Self {
+            records: stored.partitions.len(),
+            dropped: places.iter().filter(|place| place.is_none()).count(),
+            offsets: spans.into_iter().map(span).collect(),
+        }
+    }
 }
 
 async fn records(State(door): State<Arc<Door>>, Path(stream): Path<String>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let admitted = door.api.records(&stream, head.uri.query(), &head.headers);
     match door.store(admitted, body).await {
-        Ok(Stored(submitted)) => Json(Count { records: submitted.partitions.len() }).into_response(),
+        Ok(stored) => Json(Answer::new(&stored)).into_response(),
         Err((refusal, headers)) => (refusal.status(), headers, problem(&refusal)).into_response(),
     }
 }
@@ -229,10 +274,7 @@ async fn topics(State(door): State<Arc<Door>>, Path(topic): Path<String>, reques
     let (head, body) = request.into_parts();
     let admitted = door.api.topic(&topic, &head.headers);
     match door.store(admitted, body).await {
-        Ok(Stored(submitted)) => {
-            let partitions = submitted.partitions.iter().map(|partition| partition.0);
-            json(CONTENT_TYPE, &produce::Answer::new(partitions))
-        }
+        Ok(stored) => json(CONTENT_TYPE, &produce::Answer::new(&stored)),
         Err((refusal, headers)) => {
             let error = produce::Error::new(&refusal);
             (error.status(), headers, json(CONTENT_TYPE, &error)).into_response()

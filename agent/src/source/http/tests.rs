@@ -2,6 +2,7 @@
 //! when the test says so.
 
 mod connections;
+mod keys;
 mod requests;
 
 use std::{net::SocketAddr, num::NonZeroU16};
@@ -9,7 +10,7 @@ use std::{net::SocketAddr, num::NonZeroU16};
 use super::*;
 use crate::{
     config::{HttpRoute, Value},
-    record::{Record, StreamName},
+    record::{DeviceId, Record, StreamName},
     source::testing::free_address,
 };
 

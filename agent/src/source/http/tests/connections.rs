@@ -12,37 +12,37 @@ use crate::source::testing::{FakePipeline, on_one_thread, within};
 
 const TOKEN: &str = "0123456789abcdef";
 
-fn start(config: HttpSource) -> FakePipeline {
+pub(super) fn start(config: HttpSource) -> FakePipeline {
     FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
 }
 
 /// A source that listens.
-async fn started(config: HttpSource) -> FakePipeline {
+pub(super) async fn started(config: HttpSource) -> FakePipeline {
     let pipeline = start(config);
     pipeline.state("it listens", |state| state.connected).await;
     pipeline
 }
 
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     head: String,
-    body: String,
+    pub(super) body: String,
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
-    fn json(&self) -> Json {
+    pub(super) fn json(&self) -> Json {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 /// Sends `request` on a connection of its own and reads until the other end closes.
-async fn send(address: SocketAddr, request: &[u8]) -> Answer {
+pub(super) async fn send(address: SocketAddr, request: &[u8]) -> Answer {
     within("an answer", async {
         let mut stream = TcpStream::connect(address).await.expect("it listens");
         stream.write_all(request).await.expect("it reads");
@@ -55,7 +55,7 @@ async fn send(address: SocketAddr, request: &[u8]) -> Answer {
     .await
 }
 
-fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+pub(super) fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
@@ -64,13 +64,13 @@ fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// A POST; `content_type` may have further headers behind it.
-fn post(address: SocketAddr, path: &str, content_type: &str, body: &[u8]) -> JoinHandle<Answer> {
+pub(super) fn post(address: SocketAddr, path: &str, content_type: &str, body: &[u8]) -> JoinHandle<Answer> {
     let request = request("POST", path, &format!("Content-Type: {content_type}\r\n"), body);
     tokio::spawn(async move { send(address, &request).await })
 }
 
 /// Stores one request in a source, which has answered when this returns.
-async fn stored(
+pub(super) async fn stored(
     pipeline: &mut FakePipeline,
     address: SocketAddr,
     path: &str,
@@ -100,11 +100,18 @@ fn a_200_leaves_only_after_the_acknowledgement() {
         assert!(!first.is_finished(), "nothing is durable yet");
         pipeline.acknowledge(ticket);
         let first = within("the first answer", first).await.expect("no panic");
-        assert_eq!((first.status, first.body.as_str()), (200, r#"{"records":2}"#));
+        let offsets = |first: i64, last: i64| {
+            let partition =
+                partition_of(&DeviceId::new("r1").expect("an id"), NonZeroU16::new(4).expect("not 0"));
+            serde_json::json!([{"partition": partition.0, "first": first, "last": last}])
+        };
+        assert_eq!(first.status, 200);
+        assert_eq!(first.json(), serde_json::json!({"records": 2, "offsets": offsets(100, 101)}));
         pipeline.metric("wayside_source_unacknowledged{source=\"test\"} 1").await;
         assert!(!second.is_finished(), "the second is not durable yet");
         pipeline.acknowledge_all();
-        assert_eq!(within("the second answer", second).await.expect("no panic").body, r#"{"records":1}"#);
+        let second = within("the second answer", second).await.expect("no panic");
+        assert_eq!(second.json(), serde_json::json!({"records": 1, "offsets": offsets(100, 100)}));
         pipeline.metric("wayside_source_records_total{source=\"test\",stream=\"rooms\"} 3").await;
     });
 }
@@ -411,6 +418,7 @@ fn the_description_has_all_routes_and_every_answer_of_theirs() {
         Refusal::Device(crate::record::NameError::Empty),
         Refusal::DeviceMissing,
         Refusal::IdempotencyKey,
+        Refusal::KeyReused,
         Refusal::Unauthorized,
         Refusal::Forbidden,
         Refusal::NotFound(String::new()),
