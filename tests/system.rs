@@ -5,6 +5,7 @@
 mod ack_order;
 mod catch_up;
 mod check;
+mod clients;
 mod crash;
 mod delivery;
 mod disk;

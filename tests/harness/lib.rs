@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod certificates;
 pub mod chk;
+pub mod client;
 pub mod disk;
 pub mod kafka;
 pub mod mosquitto;
