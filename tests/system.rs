@@ -9,6 +9,7 @@ mod clients;
 mod crash;
 mod delivery;
 mod disk;
+mod hostile;
 mod http;
 mod journey;
 mod listener;
