@@ -8,6 +8,7 @@ mod check;
 mod clients;
 mod crash;
 mod delivery;
+mod demo;
 mod disk;
 mod hostile;
 mod http;
