@@ -2,15 +2,18 @@
 //! time, the agent's memory stays within a bound, and nothing that was acknowledged is missing in Kafka.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wayside_tests::agent::Agent;
 use wayside_tests::mqtt::Publisher;
+use wayside_tests::raw::{
+    connect, connect_all, expect, open, packet, publish_0, publish_1, publish_all, raise_descriptors, text,
+};
+use wayside_tests::usage::Usage;
 use wayside_tests::{PATIENCE, kafka, note, ports, wait_until};
 
 /// The longest time that the ordinary device may wait for a PUBACK: two commit windows take 40 ms, and the hostile ones, Kafka
@@ -32,7 +35,6 @@ struct Site {
 impl Site {
     /// `settings` are further keys of the listener.
     fn new(name: &str, settings: &str) -> Self {
-        raise_descriptors();
         let port = ports::free();
         let sections = format!(
             "\
@@ -66,23 +68,15 @@ partitions = 1
             }
             (count, longest)
         });
-        let resident_before_kib = resident_kib(&agent, "VmRSS");
+        let resident_before_kib = Usage::of(agent.pid()).resident_kib;
         Self { agent, port, resident_before_kib, device, done }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("the listener accepts");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes the option");
-        stream
     }
 
     /// A connection of MQTT 3.1.1 with a keep-alive whose CONNECT was accepted.
     fn client(&self, id: &str, keep_alive_s: u8) -> TcpStream {
-        let mut stream = self.connect();
+        let mut stream = open(self.port);
         stream.write_all(&connect(id, keep_alive_s)).expect("the listener reads");
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer).expect("the listener answers");
-        assert_eq!(answer, [0x20, 2, 0, 0]);
+        expect(&stream, [0x20, 2, 0, 0]);
         stream
     }
 
@@ -100,7 +94,7 @@ partitions = 1
     fn assert_unharmed(mut self, growth_max_mib: u64, others: Option<usize>) {
         self.done.store(true, Ordering::Relaxed);
         let (count, longest) = self.device.join().expect("it was served");
-        let growth_kib = resident_kib(&self.agent, "VmHWM").saturating_sub(self.resident_before_kib);
+        let growth_kib = Usage::of(self.agent.pid()).peak_kib.saturating_sub(self.resident_before_kib);
         note(&format!(
             "{count} messages beside it, {longest:?} for a PUBACK at most; {growth_kib} KiB more memory at most"
         ));
@@ -118,48 +112,6 @@ partitions = 1
             assert_eq!(records.len() - count, others, "records of the others");
         }
     }
-}
-
-/// The test has more sockets open than the usual soft limit allows, and so has the agent, which inherits it.
-fn raise_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("up to the hard limit");
-}
-
-/// `VmRSS`, or its peak `VmHWM`, of the agent's process.
-fn resident_kib(agent: &Agent, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).expect("in KiB")
-}
-
-fn packet(first: u8, body: &[u8]) -> Vec<u8> {
-    let mut packet = vec![first];
-    let mut rest = body.len();
-    while rest > 127 {
-        packet.push(u8::try_from(rest & 127).expect("seven bits") | 128);
-        rest >>= 7;
-    }
-    packet.push(u8::try_from(rest).expect("seven bits"));
-    packet.extend_from_slice(body);
-    packet
-}
-
-fn text(text: &str) -> Vec<u8> {
-    let length = u16::try_from(text.len()).expect("short");
-    [&length.to_be_bytes(), text.as_bytes()].concat()
-}
-
-fn connect(id: &str, keep_alive_s: u8) -> Vec<u8> {
-    packet(0x10, &[&b"\0\x04MQTT\x04\x02\0"[..], &[keep_alive_s], &text(id)].concat())
-}
-
-fn publish_0(topic: &str, payload: &[u8]) -> Vec<u8> {
-    packet(0x30, &[&text(topic), payload].concat())
-}
-
-fn publish_1(topic: &str, id: u16, payload: &[u8]) -> Vec<u8> {
-    packet(0x32, &[&text(topic), &id.to_be_bytes()[..], payload].concat())
 }
 
 /// Returns when the server has closed `stream`, with how many bytes came before.
@@ -184,7 +136,7 @@ fn clients_that_send_byte_by_byte_are_let_go_and_hold_up_nobody() {
     let site = Site::new("slow-loris", "connect_timeout_ms = 2000\nmax_connections = 1000");
     let before = connect("slow", 0);
     // One after the other: those that never finish CONNECT, those that never finish a packet.
-    let mut never_connected: Vec<_> = (0..CLIENTS).map(|_| (site.connect(), before.iter())).collect();
+    let mut never_connected: Vec<_> = (0..CLIENTS).map(|_| (open(site.port), before.iter())).collect();
     let large = publish_0("meter/slow", &vec![b'x'; 200_000]);
     let mut connected: Vec<_> =
         (0..CLIENTS).map(|n| (site.client(&format!("slow-{n}"), 2), large.iter())).collect();
@@ -211,46 +163,12 @@ fn clients_that_send_byte_by_byte_are_let_go_and_hold_up_nobody() {
 #[test]
 #[ignore = "needs Kafka: tests/run"]
 fn ten_thousand_clients_that_come_at_once_are_all_served() {
-    const THREADS: usize = 4;
+    let clients = raise_descriptors(10_000);
     let site = Site::new("storm", "max_connections = 10100");
-    // As many in the agent, and some of both for other things.
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let clients = usize::try_from(descriptors.saturating_sub(500)).unwrap_or(usize::MAX).min(10_000);
     let started = Instant::now();
-    let connected: Vec<TcpStream> = std::thread::scope(|scope| {
-        let site = &site;
-        let threads: Vec<_> = (0..THREADS)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let mut streams: Vec<_> = (thread..clients)
-                        .step_by(THREADS)
-                        .map(|n| {
-                            let mut stream = site.connect();
-                            stream.write_all(&connect(&format!("c{n}"), 0)).expect("the listener reads");
-                            stream
-                        })
-                        .collect();
-                    for stream in &mut streams {
-                        let mut answer = [0; 4];
-                        stream.read_exact(&mut answer).expect("the listener answers");
-                        assert_eq!(answer, [0x20, 2, 0, 0]);
-                    }
-                    streams
-                })
-            })
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("all are served")).collect()
-    });
-    note(&format!("{} clients in {:?}", connected.len(), started.elapsed()));
-    // Each publishes once, all at once.
-    for (n, mut stream) in connected.iter().enumerate() {
-        stream.write_all(&publish_1(&format!("meter/c{n}"), 1, b"here")).expect("the listener reads");
-    }
-    for mut stream in &connected {
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer).expect("the listener answers");
-        assert_eq!(answer, [0x40, 2, 0, 1]);
-    }
+    let connected = connect_all(site.port, clients);
+    note(&format!("{clients} clients in {:?}", started.elapsed()));
+    publish_all(&connected, |n| publish_1(&format!("meter/c{n}"), 1, b"here"));
     site.assert_unharmed(28, Some(clients));
 }
 
@@ -314,7 +232,7 @@ fn a_packet_of_256_mib_is_refused_by_its_header() {
         stream.write_all(&[&[first], &LARGEST[..]].concat()).expect("the listener reads");
         wait_closed(&mut stream);
     }
-    let mut stream = site.connect();
+    let mut stream = open(site.port);
     stream.write_all(&[&[0x10], &LARGEST[..]].concat()).expect("the listener reads");
     wait_closed(&mut stream);
     let mut stream = site.client("streamed", 0);
