@@ -5,9 +5,12 @@
 mod ack_order;
 mod catch_up;
 mod check;
+mod clients;
 mod crash;
 mod delivery;
+mod demo;
 mod disk;
+mod hostile;
 mod http;
 mod journey;
 mod listener;

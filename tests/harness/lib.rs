@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod certificates;
 pub mod chk;
+pub mod client;
 pub mod disk;
 pub mod kafka;
 pub mod mosquitto;
@@ -16,9 +17,11 @@ pub mod mqtt;
 pub mod ports;
 pub mod process;
 pub mod pty;
+pub mod raw;
 pub mod service;
 pub mod sim;
 pub mod strace;
+pub mod usage;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -63,6 +63,11 @@ log_type subscribe
         self.port
     }
 
+    /// The id of the running process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Stops the broker with SIGTERM, on which it saves its sessions.
     pub fn stop(&mut self) {
         self.process.terminate(PATIENCE);

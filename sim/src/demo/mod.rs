@@ -1,8 +1,9 @@
 //! `wayside-sim demo`: the whole journey on this machine, with an outage and a crash in the middle, and the verdict.
 //!
-//! No server is needed: an embedded MQTT broker and an embedded Kafka run in this process, the agent and the loads are
-//! this program again as child processes, serial devices speak through a pseudo-terminal. Everything is on free ports
-//! of the loopback and in a temporary directory, and gone at the end.
+//! No server is needed: an embedded Kafka runs in this process, the agent and the loads are this program again as child
+//! processes, serial devices speak through a pseudo-terminal. Devices with MQTT connect to the agent itself, or with `--intake
+//! broker` to an embedded broker, of which the agent is a client. Everything is on free ports of the loopback and in a
+//! temporary directory, and gone at the end.
 //!
 //! | at | what happens |
 //! |---:|--------------|
@@ -45,7 +46,7 @@ use crate::{
 
 /// The shortest demo: below, the agent has not come back before the loads end.
 const DURATION_MIN: Duration = Duration::from_secs(10);
-/// How long the agent may take to connect to the MQTT broker: what is published before reaches nobody.
+/// How long the agent may take until it listens, or is connected to the MQTT broker: what is published there before reaches nobody.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 /// How long draining may take, and then the verifier's search for what is missing.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -62,9 +63,21 @@ pub struct Args {
     /// How long it takes, without draining and verifying; at least 10s.
     #[arg(long, default_value = "30s", value_parser = parse_demo_duration)]
     duration: Duration,
+    /// What devices with MQTT connect to.
+    #[arg(long, value_enum, default_value_t = Intake::Listener)]
+    intake: Intake,
     /// Print the verdict as one JSON object; everything else goes to standard error.
     #[arg(long)]
     json: bool,
+}
+
+/// What stands between devices with MQTT and the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Intake {
+    /// Nothing: they connect to the agent.
+    Listener,
+    /// A broker that acknowledges what it holds in memory.
+    Broker,
 }
 
 fn parse_demo_duration(text: &str) -> Result<Duration, String> {
@@ -95,7 +108,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         biased;
         _ = interrupt.recv() => bail!("interrupted"),
         _ = terminate.recv() => bail!("terminated"),
-        verdict = play(args.duration, Screen::new(args.json)) => verdict?,
+        verdict = play(&args, Screen::new(args.json)) => verdict?,
     };
     if args.json {
         println!("{}", serde_json::to_string(&verdict)?);
@@ -122,8 +135,9 @@ fn sentence(verdict: &Verdict) -> String {
     )
 }
 
-async fn play(duration: Duration, screen: Screen) -> anyhow::Result<Verdict> {
-    let mut stage = Stage::set(duration, screen)?;
+async fn play(args: &Args, screen: Screen) -> anyhow::Result<Verdict> {
+    let duration = args.duration;
+    let mut stage = Stage::set(args, screen)?;
     stage.start_loads(duration * 80 / 100).await?;
     // The brokers' and the agent's start do not count.
     let start = Instant::now();
@@ -135,7 +149,11 @@ async fn play(duration: Duration, screen: Screen) -> anyhow::Result<Verdict> {
     stage.kafka.go_away();
     stage.until(part(45), "Kafka is away: the agent stores.").await?;
     stage.agent.kill().await?;
-    stage.until(part(50), "The agent was killed: devices wait, or their broker does.").await?;
+    let killed = match args.intake {
+        Intake::Listener => "The agent was killed: devices keep what has no acknowledgement.",
+        Intake::Broker => "The agent was killed: devices wait, or their broker does.",
+    };
+    stage.until(part(50), killed).await?;
     stage.agent.start()?;
     stage.until(part(65), "The agent is back with what it had stored; Kafka is still away.").await?;
     stage.kafka.come_back();
@@ -153,7 +171,8 @@ struct Stage {
     start: Instant,
     duration: Duration,
     kafka: EmbeddedKafka,
-    mqtt: EmbeddedMqtt,
+    /// Where devices with MQTT connect.
+    mqtt_url: String,
     // In this order children end before the directory goes.
     loads: Vec<Load>,
     agent: Agent,
@@ -162,19 +181,27 @@ struct Stage {
 }
 
 impl Stage {
-    /// Brokers; the agent's config; nothing sends so far.
-    fn set(duration: Duration, screen: Screen) -> anyhow::Result<Self> {
+    /// Kafka, the broker if there is one, the agent's config; nothing sends so far.
+    fn set(args: &Args, screen: Screen) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("wayside-demo-").tempdir()?;
         let kafka = EmbeddedKafka::start().context("cannot start the embedded Kafka")?;
-        let mqtt = EmbeddedMqtt::start()?;
+        let [mqtt_port, telemetry_port] = free_ports()?;
+        let (mqtt_url, source) = match args.intake {
+            Intake::Listener => {
+                (format!("mqtt://127.0.0.1:{mqtt_port}"), config::Source::Listener { port: mqtt_port })
+            }
+            Intake::Broker => {
+                let broker = EmbeddedMqtt::start()?;
+                (broker.url_v5(), config::Source::Mqtt { url: broker.url_v4() })
+            }
+        };
         let serial_link = dir.path().join("tty");
-        let telemetry_port = free_port()?;
         let config = dir.path().join("wayside.toml");
-        let text = config::agent_config(dir.path(), &mqtt.url_v4(), &kafka.bootstrap(), telemetry_port)?;
+        let text = config::agent_config(dir.path(), &source, &kafka.bootstrap(), telemetry_port)?;
         std::fs::write(&config, text)?;
         let agent = Agent::new(config, dir.path().join("agent.log"), telemetry_port);
-        let start = Instant::now();
-        Ok(Self { screen, start, duration, kafka, mqtt, loads: Vec::new(), agent, serial_link, dir })
+        let (start, duration) = (Instant::now(), args.duration);
+        Ok(Self { screen, start, duration, kafka, mqtt_url, loads: Vec::new(), agent, serial_link, dir })
     }
 
     /// Starts the agent and, once it takes what is published, the loads.
@@ -185,16 +212,16 @@ impl Stage {
             self.agent.check()?;
             ensure!(
                 Instant::now() < deadline,
-                "the agent does not connect to the MQTT broker; the end of its log:\n{}",
+                "the agent does not take MQTT messages; the end of its log:\n{}",
                 self.agent.log_tail()
             );
             self.show("The agent starts.").await;
         }
         let dir = self.dir.path();
         let link = self.serial_link.to_str().context("the temporary directory's name is not UTF-8")?;
-        let broker = self.mqtt.url_v5();
+        let mqtt = self.mqtt_url.as_str();
         for (plan, target) in
-            [(ROOMS, ["--mqtt", &broker]), (VEHICLES, ["--mqtt", &broker]), (SERIAL, ["--serial", link])]
+            [(ROOMS, ["--mqtt", mqtt]), (VEHICLES, ["--mqtt", mqtt]), (SERIAL, ["--serial", link])]
         {
             self.loads.push(Load::start(plan, target, dir, duration)?);
         }
@@ -272,7 +299,14 @@ impl Stage {
     }
 }
 
-/// A port that was free just now: the agent binds it itself.
-fn free_port() -> std::io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// Two ports that were free just now: the agent binds them itself, and again after it was killed.
+///
+/// They lie below those that Linux gives to outgoing connections: a device that tries to reach the agent while it is away might
+/// be given its port.
+fn free_ports() -> anyhow::Result<[u16; 2]> {
+    const COUNT: u16 = 20_000;
+    let first = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap_or_default();
+    let ports = (0..COUNT).map(|step| 10_000 + (first + step) % COUNT);
+    let mut free = ports.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().zip(free.next()).map(Into::into).context("no free port")
 }

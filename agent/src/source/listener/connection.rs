@@ -97,6 +97,8 @@ pub(super) struct Connection {
     pub(super) out: BytesMut,
     /// The beginning of a packet whose rest has not come.
     tail: BytesMut,
+    /// How long the packet that `tail` begins will be, in bytes; 0 while that is not known.
+    packet_bytes: usize,
     /// PUBACKs and PUBRECs that wait for their commit, in PUBLISH order.
     waiting: Unacknowledged<Answer>,
     last_ticket: Ticket,
@@ -138,6 +140,7 @@ impl Connection {
             capacity: Capacity { version: MqttVersion::V3, receive_maximum: 0, packet_bytes_max: 0 },
             out: BytesMut::new(),
             tail: BytesMut::new(),
+            packet_bytes: 0,
             waiting: Unacknowledged::default(),
             last_ticket: Ticket::default(),
             unreleased: 0,
@@ -167,7 +170,8 @@ impl Connection {
         }
     }
 
-    /// What is to be looked at now that `bytes` came: with what came before.
+    /// What is to be looked at now that `bytes` came: with what came before, or nothing while the packet that this begins is
+    /// not whole.
     pub(super) fn take(&mut self, now: Monotonic, bytes: &[u8]) -> Bytes {
         self.paid_until =
             self.paid_until.max(now) + self.rate.per_byte * u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -176,6 +180,10 @@ impl Connection {
             return Bytes::copy_from_slice(bytes);
         }
         self.tail.extend_from_slice(bytes);
+        if self.tail.len() < self.packet_bytes {
+            return Bytes::new(); // a packet that comes byte by byte is not copied for each
+        }
+        self.packet_bytes = 0;
         std::mem::take(&mut self.tail).freeze()
     }
 
@@ -200,7 +208,8 @@ impl Connection {
             }
             size_bytes => {
                 if input.has_remaining() {
-                    self.tail.reserve(size_bytes.unwrap_or(input.len()));
+                    self.packet_bytes = size_bytes.unwrap_or(0);
+                    self.tail.reserve(self.packet_bytes.max(input.len()));
                     self.tail.extend_from_slice(input);
                 }
                 Ok(None)

@@ -217,6 +217,24 @@ fn connections_and_unfinished_packets_are_bounded() {
 }
 
 #[test]
+fn a_packet_that_comes_byte_by_byte_is_looked_at_when_it_is_whole() {
+    let now = Monotonic::default();
+    let mut connection = Connection::new(now, [127, 0, 0, 1].into(), &config());
+    let whole = packet(0x30, &[text("room/1"), vec![b'x'; 100]].concat());
+    let (first, rest) = whole.split_at(5);
+    let (last, rest) = rest.split_last().expect("long");
+    let mut input = connection.take(now, first);
+    assert_eq!(connection.next_packet(now, &mut input), Ok(None));
+    for byte in rest {
+        assert_eq!(connection.take(now, &[*byte]), "");
+    }
+    // With what comes behind it.
+    let mut input = connection.take(now, &[*last, 0xc0, 0]);
+    assert_eq!(connection.next_packet(now, &mut input), Ok(Some(whole.into())));
+    assert_eq!(input, [0xc0, 0][..]);
+}
+
+#[test]
 fn a_client_that_does_not_read_its_answers_is_not_read() {
     let mut bench = Bench::new(config());
     let (key, _) = bench.connect(&connect("c", true));

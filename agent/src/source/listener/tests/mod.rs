@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::{
     access::{Access, ByAddress, Client, Credentials, Denied},
     broker::{Broker, ConnectionKey, Incoming, Store},
+    connection::Connection,
     packet::TOPIC_BYTES_MAX,
 };
 use crate::{

@@ -1,0 +1,190 @@
+//! The figures of the listener, of whole processes under load:
+//!
+//! ```text
+//! cargo build --release --workspace --bins --example figures && target/release/examples/figures [--json FILE]
+//! ```
+//!
+//! Kafka's jars come from `tests/kafka/kafka fetch`. The agent is measured from before the load until Kafka has all: three nodes,
+//! on the same machine, which should have nothing else to do. Latency is from a PUBLISH to its PUBACK, as the load sees it; that
+//! of Mosquitto comes before anything is stored.
+#![allow(clippy::disallowed_methods, reason = "it measures the machine's own time")]
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Parser as _;
+use serde_json::{Value, json};
+use wayside_tests::agent::{self, Agent};
+use wayside_tests::mosquitto::Mosquitto;
+use wayside_tests::raw::{connect_all, publish_1, publish_all, raise_descriptors};
+use wayside_tests::sim::Load;
+use wayside_tests::usage::Usage;
+use wayside_tests::{PATIENCE, kafka, ports, wait_until};
+
+/// Measures the listener, and a broker with a client of it for comparison.
+#[derive(clap::Parser)]
+struct Args {
+    /// Messages a second, over all clients
+    #[arg(long, default_value_t = 10_000)]
+    rate: u32,
+    /// How long each load lasts, in seconds
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Clients of the loads
+    #[arg(long, value_delimiter = ',', default_value = "20,500")]
+    clients: Vec<usize>,
+    /// Idle clients that come back at once
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
+    /// Also write the figures to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// The way of a load.
+#[derive(Clone, Copy)]
+enum Way {
+    /// The clients connect to the agent.
+    Listener,
+    /// They connect to Mosquitto, of which the agent is a client.
+    Broker,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Listener => "listener",
+            Self::Broker => "mosquitto + source.mqtt",
+        })
+    }
+}
+
+fn main() {
+    let args = Args::parse();
+    let mut figures = Vec::new();
+    println!(
+        "{:<24} {:>7} {:>9} {:>7} {:>20} {:>9} {:>20}",
+        "way", "clients", "messages", "rate/s", "CPU s/million", "RSS MiB", "PUBACK p50 / p99 ms"
+    );
+    for way in [Way::Listener, Way::Broker] {
+        for &clients in &args.clients {
+            figures.push(load(way, clients, &args));
+        }
+    }
+    figures.push(idle(args.idle));
+    if let Some(path) = args.json {
+        let text = serde_json::to_string_pretty(&figures).expect("JSON");
+        std::fs::write(&path, text + "\n").expect("the file can be written");
+    }
+}
+
+/// A load of QoS 1 until Kafka has all of it.
+fn load(way: Way, clients: usize, args: &Args) -> Value {
+    let cluster = kafka::shared();
+    let port = ports::free();
+    let broker = matches!(way, Way::Broker).then(Mosquitto::start);
+    let (url, sections) = match &broker {
+        None => (format!("mqtt://127.0.0.1:{port}"), agent::listener(port)),
+        Some(broker) => (broker.url(), agent::mqtt_source(&broker.url(), 5)),
+    };
+    let name = format!("figures-{}-{clients}", if broker.is_some() { "broker" } else { "listener" });
+    let mut agent = Agent::new(&name, &cluster.bootstrap_servers(), &sections);
+    agent.start();
+    if let Some(broker) = &broker {
+        broker.wait_subscribed("traffic/+/position");
+    }
+    let pids: Vec<u32> = broker.iter().map(Mosquitto::pid).chain([agent.pid()]).collect();
+    let before: Vec<Usage> = pids.iter().map(|pid| Usage::of(*pid)).collect();
+    let (rate, count) = (args.rate.to_string(), clients.to_string());
+    let duration = format!("{}s", args.seconds);
+    let arguments = ["--devices", &count, "--clients", &count, "--rate", &rate, "--duration", &duration];
+    let mut load = Load::start(["traffic", "--json", "--mqtt", &url].into_iter().chain(arguments));
+    let summary = load.finish(Duration::from_secs(args.seconds) + PATIENCE);
+    let summary: Value = serde_json::from_str(&summary).expect("the load sums up in JSON");
+    let messages = summary["acked"].as_u64().expect("a count");
+    wait_until(PATIENCE, "the agent has all, and Kafka too", || {
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52 messages")]
+        let all = agent.metric("wayside_source_records_total") >= Some(messages as f64);
+        let health: Value = serde_json::from_str(&agent.page("/healthz")).expect("JSON");
+        (all && health["replicate"]["backlog_records"] == 0).then_some(())
+    });
+    let after: Vec<Usage> = pids.iter().map(|pid| Usage::of(*pid)).collect();
+    agent.stop();
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52 messages")]
+    let per_million =
+        |(before, after): (&Usage, &Usage)| (after.cpu - before.cpu).as_secs_f64() * 1e6 / messages as f64;
+    let cpu: Vec<f64> = before.iter().zip(&after).map(per_million).collect();
+    let peak_kib: Vec<u64> = after.iter().map(|usage| usage.peak_kib).collect();
+    let seconds = summary["seconds"].as_f64().expect("a time");
+    let (p50, p99) = (&summary["latency_ms_p50"], &summary["latency_ms_p99"]);
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52 messages")]
+    let reached = messages as f64 / seconds;
+    println!(
+        "{way:<24} {clients:>7} {messages:>9} {reached:>7.0} {:>20} {:>9} {:>20}",
+        joined(cpu.iter().map(|cpu| format!("{cpu:.2}"))),
+        joined(peak_kib.iter().map(|kib| format!("{:.1}", mib(*kib)))),
+        format!("{p50} / {p99}"),
+    );
+    json!({
+        "way": way.to_string(), "clients": clients, "messages": messages, "messages_per_second": reached,
+        // Of Mosquitto, where there is one, then of the agent.
+        "cpu_seconds_per_million": cpu, "peak_resident_kib": peak_kib,
+        "puback_ms_p50": p50, "puback_ms_p99": p99,
+    })
+}
+
+/// Clients that say nothing, then come back at once after the agent was killed and publish once each.
+fn idle(wanted: usize) -> Value {
+    const IDLE: Duration = Duration::from_secs(5);
+    let clients = raise_descriptors(wanted);
+    let cluster = kafka::shared();
+    let port = ports::free();
+    let sections = agent::listener(port).replacen("listen =", "max_connections = 20000\nlisten =", 1);
+    let mut agent = Agent::new("figures-idle", &cluster.bootstrap_servers(), &sections);
+    agent.start();
+    let alone = Usage::of(agent.pid());
+    let connected = connect_all(port, clients);
+    let before = Usage::of(agent.pid());
+    std::thread::sleep(IDLE);
+    let idle = Usage::of(agent.pid());
+    agent.kill();
+    drop(connected);
+    agent.start();
+    let started = Instant::now();
+    let connected = connect_all(port, clients);
+    let served = started.elapsed();
+    let reading = |n| format!(r#"{{"device":"c{n}","seq":1,"time":"2026-01-01T00:00:00Z"}}"#);
+    publish_all(&connected, |n| publish_1(&format!("traffic/c{n}/position"), 1, reading(n).as_bytes()));
+    let acknowledged = started.elapsed();
+    let peak_kib = Usage::of(agent.pid()).peak_kib;
+    let topic = agent.topic("vehicle-positions");
+    cluster.reader(&topic).wait_for(clients, PATIENCE);
+    drop(connected);
+    agent.stop();
+    assert_eq!(cluster.read(&topic).len(), clients, "in Kafka, each once");
+    let cpu = idle.cpu - before.cpu;
+    println!(
+        "\n{clients} idle clients: {:.1} MiB of RSS ({:.1} without them), {cpu:?} of CPU in {IDLE:?}\n\
+         all back at once after a kill: connected in {served:.2?}, each with a PUBACK in {acknowledged:.2?}, {:.1} MiB at most",
+        mib(idle.resident_kib),
+        mib(alone.resident_kib),
+        mib(peak_kib)
+    );
+    json!({
+        "way": "idle", "clients": clients, "resident_kib": idle.resident_kib, "resident_kib_alone": alone.resident_kib,
+        "cpu_ms_per_second": cpu.as_secs_f64() * 1000.0 / IDLE.as_secs_f64(),
+        "reconnected_ms": served.as_millis(), "acknowledged_ms": acknowledged.as_millis(),
+        "peak_resident_kib": peak_kib,
+    })
+}
+
+/// A figure of each process.
+fn joined(figures: impl Iterator<Item = String>) -> String {
+    figures.collect::<Vec<_>>().join(" + ")
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
