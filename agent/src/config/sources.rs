@@ -102,6 +102,10 @@ pub struct Listener {
     pub listen: SocketAddr,
     /// Who may connect without a password.
     pub anonymous: Anonymous,
+    /// Users and the hashes of their passwords.
+    pub password_file: Option<FileRef>,
+    /// What users may read and write; `None` is everything.
+    pub acl_file: Option<FileRef>,
     /// Most connections at once.
     pub max_connections: usize,
     /// Longest time from the connection to CONNECT.
@@ -137,6 +141,8 @@ pub enum Anonymous {
     Loopback,
     /// Whoever reaches the address.
     Anywhere,
+    /// Nobody.
+    Nowhere,
 }
 
 /// A subscription and how its payloads decode.

@@ -12,15 +12,17 @@ pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, path::PathBuf, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
 
 use crate::{
     env::{Clock, Entropy},
     intake::Intake,
+    kept::Kept,
+    secret::Unreadable,
 };
-use metrics::{SourceCounters, SourceHealth};
+use metrics::{SourceCounters, SourceHealth, SourceWatch};
 
 /// A running source.
 pub type SourceFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -49,6 +51,24 @@ pub struct SourceContext {
     pub health: SourceHealth,
     /// Becomes `true` when the source shall take no more, answer what it took and return.
     pub shutdown: watch::Receiver<bool>,
+    /// Changes when the operator asks to read files again.
+    pub reread: watch::Receiver<()>,
+}
+
+impl SourceContext {
+    /// Reads files, and reads them again as long as the result is kept: [`Kept::open`].
+    ///
+    /// # Errors
+    /// [`Unreadable`], of the first reading.
+    pub(crate) fn keep<T: Send + Sync + 'static>(
+        &self,
+        key: &str,
+        files: Vec<PathBuf>,
+        read: impl Fn() -> Result<T, Unreadable> + Send + 'static,
+    ) -> Result<Kept<T>, Unreadable> {
+        let told = SourceWatch { health: self.health.clone(), failures: self.counters.failures.clone() };
+        Kept::open(key.to_owned(), files, read, self.reread.clone(), told)
+    }
 }
 
 impl fmt::Debug for SourceContext {

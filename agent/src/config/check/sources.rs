@@ -11,9 +11,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::{Checker, each, file, quoted, size};
 use crate::{
     config::{
-        Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login, MqttSource, MqttTls,
-        MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource, Stream,
-        Value,
+        Anonymous, Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login, MqttSource,
+        MqttTls, MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource,
+        Stream, Value,
         raw::{
             Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
             RawSerialSource,
@@ -118,11 +118,18 @@ impl Checker {
             self.topic_filter(&at(&format!("local_topic_filters[{i}]")), filter);
         }
         let routes = each(&raw.route, &at("route"), |key, route| self.route(&key, route));
+        let password_file = file(&at("password_file"), &raw.password_file);
+        if raw.anonymous == Anonymous::Nowhere && password_file.is_none() {
+            let limit = "must be set with anonymous = \"nowhere\": nobody could connect";
+            self.fault(&at("password_file"), "\"\"", limit);
+        }
         let limit = "must be an address and port, like 0.0.0.0:1883 or [::]:1883";
         Some(Listener {
             name: raw.name.clone(),
             listen: self.parse(&at("listen"), &raw.listen, limit)?,
             anonymous: raw.anonymous,
+            password_file,
+            acl_file: file(&at("acl_file"), &raw.acl_file),
             max_connections: size(raw.max_connections.into()),
             connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
             max_packet_bytes: size(raw.max_packet_bytes.into()),

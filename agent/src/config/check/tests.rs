@@ -133,6 +133,7 @@ fn a_listener_says_what_is_wrong_with_it() {
             "source.listener[0].receive_maximum = 0",
         ],
     );
+    check_faults(&listener("anonymous = \"nowhere\""), &["source.listener[0].password_file = \"\""]);
     let text = listener("") + "\n[[source.listener]]\nname = \"m\"";
     check_faults(&text, &["source.listener[1].route = ", "source.listener[1].listen = \"127.0.0.1:1883\""]);
 }

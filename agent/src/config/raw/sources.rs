@@ -109,9 +109,15 @@ pub struct RawListener {
     pub name: String,
     /// Address and port to listen at. `0.0.0.0:1883` is every IPv4 address of the gateway.
     pub listen: String,
-    /// Who may connect without a password: clients on the gateway itself (`loopback`), or whoever reaches the address
-    /// (`anywhere`).
+    /// Who may connect without a password: clients on the gateway itself (`loopback`), whoever reaches the address
+    /// (`anywhere`), or nobody (`nowhere`).
     pub anonymous: Anonymous,
+    /// File of users and hashes of their passwords, as `mosquitto_passwd` makes it; empty is none: nobody can have a
+    /// password. Read again at SIGHUP and when it has changed.
+    pub password_file: String,
+    /// File of what users may read and write, Mosquitto's `acl_file`; empty is none: who is let in may do everything. Read
+    /// again at SIGHUP and when it has changed.
+    pub acl_file: String,
     /// Most connections at once; a further one is closed. There may be twice as many sessions.
     #[schemars(range(min = 1, max = 100_000))]
     pub max_connections: u32,
@@ -151,6 +157,8 @@ impl Default for RawListener {
             name: String::new(),
             listen: "127.0.0.1:1883".into(),
             anonymous: Anonymous::Loopback,
+            password_file: String::new(),
+            acl_file: String::new(),
             max_connections: 1000,
             connect_timeout_ms: 10_000,
             max_packet_bytes: 256 * 1024,

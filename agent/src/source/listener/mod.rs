@@ -14,6 +14,8 @@
 //! * **Back-pressure**: what one round of reading brought is one submission. While the intake has no room for it, nothing is
 //!   read from any client. A client that has all its credit unanswered, that does not read its answers or that is over its
 //!   rate is not read either: TCP holds it back.
+//! * **Passwords** are checked one at a time on a thread of their own, the networks of clients in turn: a check takes long on
+//!   purpose. A CONNECT waits for it, a wrong one a second longer.
 //! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
 //! * **Pace**: while messages come faster than one per 5 ms, sockets are read every 2 ms and not for each of them.
 //! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
@@ -25,6 +27,7 @@ mod connection;
 pub(crate) mod fuzz;
 mod outbox;
 pub(crate) mod packet;
+mod questions;
 mod ready;
 mod subscriptions;
 #[cfg(test)]
@@ -34,6 +37,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -45,14 +49,16 @@ use slab::Slab;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
+    task::{JoinHandle, spawn_blocking},
     time::sleep,
 };
 use tracing::{debug, error, info, warn};
 
 use self::{
-    access::ByAddress,
+    access::Configured,
     broker::{Broker, ConnectionKey, Incoming, Store},
     packet::{PacketError, Value},
+    questions::QuestionId,
     ready::{KeyWaker, Ready},
 };
 use super::{SourceContext, backoff::Backoff, metrics::SourceCounters};
@@ -102,11 +108,12 @@ const GROUP_BYTES: usize = 64 * 1024;
 /// User properties of a message that become headers of its record.
 const USER_PROPERTIES_MAX: usize = 16;
 
-/// Looks whether `listener` could listen, as `wayside check --connect` does; a running agent keeps its clients.
+/// Looks whether `listener` could listen, and reads its files, as `wayside check --connect` does; a running agent keeps its clients.
 ///
 /// # Errors
-/// Why the address cannot be had.
+/// A file that cannot be used, or why the address cannot be had.
 pub async fn reach(listener: &Listener) -> Result<String, String> {
+    access::read(listener).map_err(|error| error.to_string())?;
     match bind(listener.listen) {
         Ok(_) => Ok("free to listen at".into()),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -131,14 +138,14 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
             return;
         }
     };
-    let Some((listener, mut context)) = listen(&config, context).await else { return };
+    let Some((listener, access, mut context)) = listen(&config, context).await else { return };
     context.counters.connected.set(1);
     context.counters.clients(0);
     context.health.healthy();
     let local = config.local_topic_filters.iter().map(|filter| TopicFilter::new(filter)).collect();
     let SourceContext { intake, clock, entropy, counters, mut shutdown, .. } = context;
     let server = Server {
-        broker: Broker::new(config.clone(), Box::new(ByAddress(config.anonymous)), entropy),
+        broker: Broker::new(config.clone(), Box::new(access), entropy),
         stage: Stage {
             router,
             local,
@@ -156,6 +163,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         paused: BTreeSet::new(),
         buffer: vec![0; READ_BYTES].into(),
         room: None,
+        check: None,
     };
     // Boxed, it does not grow the future that joins the sources.
     let ended = Box::pin(server.run(listener, async move {
@@ -167,20 +175,29 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     }
 }
 
-/// Waits until the address can be had; `None` if the agent stops before.
-async fn listen(config: &Listener, mut context: SourceContext) -> Option<(TcpListener, SourceContext)> {
+/// Waits until the files can be used and the address can be had; `None` if the agent stops before.
+async fn listen(
+    config: &Listener,
+    mut context: SourceContext,
+) -> Option<(TcpListener, Configured, SourceContext)> {
     let mut again = Backoff::new(LISTEN_AGAIN);
     loop {
-        match bind(config.listen) {
-            Ok(listener) => {
+        let opened =
+            Configured::open(config, &context).map_err(|error| error.to_string()).and_then(|access| {
+                let listener = bind(config.listen);
+                let listener =
+                    listener.map_err(|error| format!("cannot listen at {}: {error}", config.listen))?;
+                Ok((listener, access))
+            });
+        match opened {
+            Ok((listener, access)) => {
                 info!(source = config.name, address = %config.listen, "listening");
-                return Some((listener, context));
+                return Some((listener, access, context));
             }
-            Err(error) => {
+            Err(cause) => {
                 context.counters.failures.inc();
-                let cause = format!("cannot listen at {}: {error}", config.listen);
                 if context.health.down(&cause) {
-                    error!(source = config.name, address = %config.listen, %error, "cannot listen");
+                    error!(source = config.name, cause, "cannot listen");
                 }
             }
         }
@@ -261,6 +278,9 @@ struct Peer {
 /// Room for the group that waits, if one does.
 type Room = Option<Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>>;
 
+/// The password that is checked now, and what comes of it.
+type CheckUnderWay = Option<JoinHandle<(ConnectionKey, QuestionId, bool)>>;
+
 struct Server {
     config: Listener,
     broker: Broker,
@@ -274,6 +294,7 @@ struct Server {
     paused: BTreeSet<(Monotonic, ConnectionKey)>,
     buffer: Box<[u8]>,
     room: Room,
+    check: CheckUnderWay,
 }
 
 impl Server {
@@ -332,6 +353,16 @@ impl Server {
                         peer.waker.rearm().wake();
                     }
                     self.ready.again();
+                }
+                // What came behind the CONNECT goes into the group, which must not wait for its room.
+                answer = optional(&mut self.check), if self.room.is_none() => {
+                    self.check = None;
+                    let now = self.clock.monotonic();
+                    self.stage.received = self.clock.wall();
+                    if let Ok((key, id, passes)) = answer {
+                        self.broker.answered(now, key, id, passes, &mut self.stage);
+                    }
+                    self.settle(now)?;
                 }
                 () = self.ready.wait(), if now >= read_at => {
                     let now = self.clock.monotonic();
@@ -489,6 +520,13 @@ impl Server {
                 None => self.room = Some(Box::pin(self.stage.intake.reserve(&self.stage.group.records))),
             }
         }
+        if self.check.is_none()
+            && let Some((key, id, check)) = self.broker.question()
+        {
+            // Nobody is let in by a panic; there is none.
+            let passes = move || catch_unwind(AssertUnwindSafe(|| check.passes())).unwrap_or(false);
+            self.check = Some(spawn_blocking(move || (key, id, passes())));
+        }
         self.count();
         Ok(())
     }
@@ -538,9 +576,9 @@ impl Server {
 }
 
 /// Waits for ever if there is nothing to wait for.
-async fn optional(room: &mut Room) -> Result<Reservation, IntakeClosed> {
-    match room {
-        Some(room) => room.await,
+async fn optional<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
         None => std::future::pending().await,
     }
 }
