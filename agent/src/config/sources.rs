@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Backoff, ClientCertificate};
+use super::{Backoff, Certificate};
 use crate::{
     record::{DeviceId, StreamName},
     secret::{FileRef, SecretRef},
@@ -68,7 +68,7 @@ pub struct MqttTls {
     /// PEM file of the CAs; `None` is the system's bundle.
     pub ca_file: Option<FileRef>,
     /// What we show to the broker.
-    pub client: Option<ClientCertificate>,
+    pub client: Option<Certificate>,
     /// Name that the broker's certificate must have, where it is not the host's.
     pub server_name: Option<String>,
 }
@@ -106,6 +106,10 @@ pub struct Listener {
     pub password_file: Option<FileRef>,
     /// What users may read and write; `None` is everything.
     pub acl_file: Option<FileRef>,
+    /// What connections are encrypted with.
+    pub tls: Option<ServerTls>,
+    /// What the certificate of a client says about its user.
+    pub certificate_user: CertificateUser,
     /// Most connections at once.
     pub max_connections: usize,
     /// Longest time from the connection to CONNECT.
@@ -143,6 +147,28 @@ pub enum Anonymous {
     Anywhere,
     /// Nobody.
     Nowhere,
+}
+
+/// What the certificate of a client says about its user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CertificateUser {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its common name is the user name.
+    CommonName,
+    /// Its subject is, as RFC 2253 writes it.
+    Subject,
+}
+
+/// How we are known to who connects, and how they are known to us.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerTls {
+    /// What we show.
+    pub certificate: Certificate,
+    /// PEM file of the CAs of which every client must have a certificate; `None` asks for none.
+    pub client_ca_file: Option<FileRef>,
 }
 
 /// A subscription and how its payloads decode.

@@ -15,12 +15,15 @@ pub(crate) mod testing;
 use std::{fmt, path::PathBuf, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::{
+    config::ServerTls,
     env::{Clock, Entropy},
     intake::Intake,
     kept::Kept,
     secret::Unreadable,
+    tls,
 };
 use metrics::{SourceCounters, SourceHealth, SourceWatch};
 
@@ -68,6 +71,16 @@ impl SourceContext {
     ) -> Result<Kept<T>, Unreadable> {
         let told = SourceWatch { health: self.health.clone(), failures: self.counters.failures.clone() };
         Kept::open(key.to_owned(), files, read, self.reread.clone(), told)
+    }
+
+    /// The certificates of `tls`, as [`keep`](Self::keep) keeps them: a new one is for the connections that come.
+    ///
+    /// # Errors
+    /// As of `keep`.
+    pub(crate) fn keep_tls(&self, tls: &ServerTls) -> Result<Kept<ServerConfig>, Unreadable> {
+        let (key, files) = (tls.certificate.cert_file.key.clone(), tls::files(tls));
+        let tls = tls.clone();
+        self.keep(&key, files, move || tls::server(&tls))
     }
 }
 

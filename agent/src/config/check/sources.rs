@@ -11,12 +11,12 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::{Checker, each, file, quoted, size};
 use crate::{
     config::{
-        Anonymous, Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login, MqttSource,
-        MqttTls, MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource,
-        Stream, Value,
+        Anonymous, Broker, CertificateUser, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login,
+        MqttSource, MqttTls, MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol,
+        SerialSource, ServerTls, Stream, Value,
         raw::{
             Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
-            RawSerialSource,
+            RawSerialSource, RawServerTls,
         },
     },
     decode::topic::TopicPattern,
@@ -119,7 +119,17 @@ impl Checker {
         }
         let routes = each(&raw.route, &at("route"), |key, route| self.route(&key, route));
         let password_file = file(&at("password_file"), &raw.password_file);
-        if raw.anonymous == Anonymous::Nowhere && password_file.is_none() {
+        let tls = self.server_tls(&at("tls"), &raw.tls);
+        let has_certificate_user = raw.certificate_user != CertificateUser::None;
+        if has_certificate_user && tls.as_ref().is_none_or(|tls| tls.client_ca_file.is_none()) {
+            let limit = "must be set with certificate_user";
+            self.fault(&at("tls.client_ca_file"), &quoted(&raw.tls.client_ca_file), limit);
+        }
+        if has_certificate_user && password_file.is_some() {
+            let limit = "not with certificate_user: nobody would be asked for a password";
+            self.fault(&at("password_file"), &quoted(&raw.password_file), limit);
+        }
+        if raw.anonymous == Anonymous::Nowhere && password_file.is_none() && !has_certificate_user {
             let limit = "must be set with anonymous = \"nowhere\": nobody could connect";
             self.fault(&at("password_file"), "\"\"", limit);
         }
@@ -130,6 +140,8 @@ impl Checker {
             anonymous: raw.anonymous,
             password_file,
             acl_file: file(&at("acl_file"), &raw.acl_file),
+            tls,
+            certificate_user: raw.certificate_user,
             max_connections: size(raw.max_connections.into()),
             connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
             max_packet_bytes: size(raw.max_packet_bytes.into()),
@@ -143,6 +155,15 @@ impl Checker {
             local_topic_filters: raw.local_topic_filters.clone(),
             routes: routes.into_iter().flatten().collect(),
         })
+    }
+
+    fn server_tls(&mut self, key: &str, raw: &RawServerTls) -> Option<ServerTls> {
+        let client_ca_file = file(&format!("{key}.client_ca_file"), &raw.client_ca_file);
+        let certificate = self.certificate(key, &raw.cert_file, &raw.key);
+        if client_ca_file.is_some() && raw.cert_file.is_empty() && raw.key.is_empty() {
+            self.fault(&format!("{key}.cert_file"), "\"\"", "must be set with client_ca_file");
+        }
+        Some(ServerTls { certificate: certificate?, client_ca_file })
     }
 
     fn topic_filter(&mut self, key: &str, filter: &str) {
@@ -203,7 +224,7 @@ impl Checker {
         }
         MqttTls {
             ca_file: file(&format!("{key}.ca_file"), &raw.ca_file),
-            client: self.client_certificate(key, &raw.cert_file, &raw.key),
+            client: self.certificate(key, &raw.cert_file, &raw.key),
             server_name,
         }
     }

@@ -10,7 +10,7 @@ use crate::{
         load,
         passwords::PasswordFile,
     },
-    config::{Anonymous, Listener},
+    config::{Anonymous, CertificateUser, Listener},
     kept::Kept,
     secret::{FileRef, Unreadable},
     source::SourceContext,
@@ -21,6 +21,8 @@ use crate::{
 pub struct Credentials<'a> {
     /// Address that it connects from.
     pub address: IpAddr,
+    /// User that its TLS certificate says, where that counts.
+    pub certificate_user: Option<&'a str>,
     /// Client identifier, not empty.
     pub client_id: &'a str,
     /// User name.
@@ -51,6 +53,8 @@ pub enum Denied {
 pub enum Verdict {
     /// It is let in as nobody.
     Anonymous,
+    /// It is let in as whom its certificate says.
+    Certified,
     /// Not let in, and told so.
     Denied(Denied),
     /// It is who it says if the check says so. The check takes long on purpose: it is not for the I/O thread.
@@ -95,6 +99,7 @@ pub trait Access: Send {
 #[derive(Debug)]
 pub struct Configured {
     anonymous: Anonymous,
+    certificate_user: CertificateUser,
     passwords: Option<Kept<PasswordFile>>,
     acl: Option<Kept<Acl>>,
 }
@@ -111,7 +116,8 @@ impl Configured {
         let acl = config.acl_file.clone().map(|file| {
             context.keep(&file.key.clone(), vec![file.path.clone()], move || load(&file, Acl::parse))
         });
-        Ok(Self { anonymous: config.anonymous, passwords: passwords.transpose()?, acl: acl.transpose()? })
+        let (passwords, acl) = (passwords.transpose()?, acl.transpose()?);
+        Ok(Self { anonymous: config.anonymous, certificate_user: config.certificate_user, passwords, acl })
     }
 
     fn allows(&self, client: Client<'_>, access: acl::Access, topic: &str) -> bool {
@@ -142,12 +148,17 @@ fn read_passwords(file: &FileRef) -> Result<PasswordFile, Unreadable> {
 #[cfg(any(test, fuzzing))]
 impl From<Anonymous> for Configured {
     fn from(anonymous: Anonymous) -> Self {
-        Self { anonymous, passwords: None, acl: None }
+        Self { anonymous, certificate_user: CertificateUser::None, passwords: None, acl: None }
     }
 }
 
 impl Access for Configured {
     fn connect(&self, credentials: &Credentials<'_>) -> Verdict {
+        // As with Mosquitto, name and password count for nothing then.
+        if self.certificate_user != CertificateUser::None {
+            let known = credentials.certificate_user.map(|_| Verdict::Certified);
+            return known.unwrap_or(Verdict::Denied(Denied::NotAuthorized));
+        }
         // Without a password file nobody can be asked: a name proves nothing, and opens nothing.
         if let Some(passwords) = &self.passwords
             && (credentials.user.is_some() || credentials.password.is_some())

@@ -95,6 +95,8 @@ pub(super) struct Connection {
     pub(super) address: IpAddr,
     /// What it speaks; before CONNECT the guess that makes a refusal readable to most.
     pub(super) version: MqttVersion,
+    /// Who it is by its TLS certificate, where that counts.
+    pub(super) certificate_user: Option<Box<str>>,
     /// How far it is.
     pub(super) phase: Phase,
     /// What it takes as a subscriber.
@@ -140,6 +142,7 @@ impl Connection {
         Self {
             address,
             version: MqttVersion::V3,
+            certificate_user: None,
             phase: Phase::Connecting(now + config.connect_timeout),
             capacity: Capacity { version: MqttVersion::V3, receive_maximum: 0, packet_bytes_max: 0 },
             out: BytesMut::new(),

@@ -8,7 +8,7 @@ use super::{
     packet::{Packet, PacketError, decode, frame},
 };
 use crate::{
-    config::{Anonymous, Listener, MqttVersion},
+    config::{Anonymous, CertificateUser, Listener, MqttVersion},
     env::{Entropy, Monotonic},
     fuzz::pieces,
     intake::Ticket,
@@ -36,6 +36,8 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
         anonymous: Anonymous::Anywhere,
         password_file: None,
         acl_file: None,
+        tls: None,
+        certificate_user: CertificateUser::None,
         max_connections: 4,
         connect_timeout: Duration::from_secs(10),
         max_packet_bytes: PACKET_BYTES_MAX,

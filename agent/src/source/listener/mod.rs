@@ -3,7 +3,8 @@
 //! * [`packet`]: the codec
 //! * [`connection`]: the rules of one connection
 //! * [`broker`]: sessions, subscribers, retained messages, wills
-//! * [`ready`] and this module: sockets, time and the intake around them
+//! * [`access`], [`questions`]: who may do what, and passwords that wait to be checked
+//! * [`open`], [`peer`], [`ready`] and this module: files, sockets, time and the intake around them
 //!
 //! # Rules
 //! * **Acknowledgement**: PUBACK and PUBREC leave for an [`Acknowledgement`](crate::intake::Acknowledgement), in PUBLISH order on
@@ -25,8 +26,10 @@ mod broker;
 mod connection;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod open;
 mod outbox;
 pub(crate) mod packet;
+mod peer;
 mod questions;
 mod ready;
 mod subscriptions;
@@ -35,8 +38,7 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
-    io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
@@ -44,30 +46,34 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use slab::Slab;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     task::{JoinHandle, spawn_blocking},
     time::sleep,
 };
+use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, error, info, warn};
 
+pub use self::open::reach;
 use self::{
-    access::Configured,
     broker::{Broker, ConnectionKey, Incoming, Store},
+    open::{Files, listen},
     packet::{PacketError, Value},
+    peer::{Buffers, Came, Peer, Sent},
     questions::QuestionId,
-    ready::{KeyWaker, Ready},
+    ready::Ready,
 };
-use super::{SourceContext, backoff::Backoff, metrics::SourceCounters};
+use super::{SourceContext, metrics::SourceCounters};
 use crate::{
-    config::{self, Listener},
+    config::Listener,
     decode::{mqtt::Router, topic::TopicFilter},
     env::Monotonic,
     intake::{Intake, IntakeClosed, Reservation, Ticket},
+    kept::Kept,
     record::{Received, Record, RecordHeader},
+    tls::session::Session,
 };
 
 /// Longest time that a shutdown waits for acknowledgements.
@@ -82,10 +88,6 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(5);
 /// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
 const READ_PAUSE: Duration = Duration::from_millis(2);
 
-/// Connections that may wait to be accepted: all clients come at once after a power cut, and one that finds no place tries again
-/// after a second.
-const BACKLOG: u32 = 4096;
-
 /// Connections that are accepted before those that are there are served.
 const ACCEPT_BATCH: usize = 64;
 
@@ -95,36 +97,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Upper bound of a wait that has no deadline.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// Delays before an address that cannot be had is tried again.
-const LISTEN_AGAIN: config::Backoff =
-    config::Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
+/// TLS handshakes that are taken a step further before acknowledgements and others have their turn: each step takes up to a few
+/// milliseconds of a small processor.
+const HANDSHAKES_PER_ROUND: usize = 8;
 
-/// The buffer that all sockets are read into.
-const READ_BYTES: usize = 64 * 1024;
+/// Most bytes of TLS records that have not come whole, over all connections. Beyond, the one with the most is closed.
+const INCOMPLETE_BYTES_MAX: usize = 8 << 20;
 
 /// Bytes of records at which a round of reading ends and is submitted.
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// User properties of a message that become headers of its record.
 const USER_PROPERTIES_MAX: usize = 16;
-
-/// Looks whether `listener` could listen, and reads its files, as `wayside check --connect` does; a running agent keeps its clients.
-///
-/// # Errors
-/// A file that cannot be used, or why the address cannot be had.
-pub async fn reach(listener: &Listener) -> Result<String, String> {
-    access::read(listener).map_err(|error| error.to_string())?;
-    match bind(listener.listen) {
-        Ok(_) => Ok("free to listen at".into()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match TcpStream::connect(listener.listen).await {
-                Ok(_) => Ok("in use, as by an agent that runs".into()),
-                Err(_) => Err(error.to_string()),
-            }
-        }
-        Err(error) => Err(error.to_string()),
-    }
-}
 
 /// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
 /// dead letters.
@@ -138,7 +122,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
             return;
         }
     };
-    let Some((listener, access, mut context)) = listen(&config, context).await else { return };
+    let Some((listener, Files { access, tls }, mut context)) = listen(&config, context).await else { return };
     context.counters.connected.set(1);
     context.counters.clients(0);
     context.health.healthy();
@@ -161,7 +145,9 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         ready: Ready::default(),
         waiting: Vec::new(),
         paused: BTreeSet::new(),
-        buffer: vec![0; READ_BYTES].into(),
+        tls,
+        incomplete_bytes: 0,
+        buffers: Buffers::default(),
         room: None,
         check: None,
     };
@@ -173,49 +159,6 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     if ended.await.is_err() {
         debug!("the pipeline has ended before its sources");
     }
-}
-
-/// Waits until the files can be used and the address can be had; `None` if the agent stops before.
-async fn listen(
-    config: &Listener,
-    mut context: SourceContext,
-) -> Option<(TcpListener, Configured, SourceContext)> {
-    let mut again = Backoff::new(LISTEN_AGAIN);
-    loop {
-        let opened =
-            Configured::open(config, &context).map_err(|error| error.to_string()).and_then(|access| {
-                let listener = bind(config.listen);
-                let listener =
-                    listener.map_err(|error| format!("cannot listen at {}: {error}", config.listen))?;
-                Ok((listener, access))
-            });
-        match opened {
-            Ok((listener, access)) => {
-                info!(source = config.name, address = %config.listen, "listening");
-                return Some((listener, access, context));
-            }
-            Err(cause) => {
-                context.counters.failures.inc();
-                if context.health.down(&cause) {
-                    error!(source = config.name, cause, "cannot listen");
-                }
-            }
-        }
-        let delay = again.next(&mut *context.entropy);
-        tokio::select! {
-            biased;
-            _ = context.shutdown.wait_for(|asked| *asked) => return None,
-            () = sleep(delay) => {}
-        }
-    }
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of the agent before this one may linger.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// What one round of reading brought, not submitted yet.
@@ -267,14 +210,6 @@ impl Store for Stage {
     }
 }
 
-/// The socket of a connection. TLS would stand here.
-struct Peer {
-    stream: TcpStream,
-    waker: Arc<KeyWaker>,
-    /// Something came that was not read yet.
-    unread: bool,
-}
-
 /// Room for the group that waits, if one does.
 type Room = Option<Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>>;
 
@@ -292,7 +227,10 @@ struct Server {
     waiting: Vec<ConnectionKey>,
     /// Clients over their rate, by when they are read again.
     paused: BTreeSet<(Monotonic, ConnectionKey)>,
-    buffer: Box<[u8]>,
+    tls: Option<Kept<ServerConfig>>,
+    /// Bytes of TLS records that have not come whole.
+    incomplete_bytes: usize,
+    buffers: Buffers,
     room: Room,
     check: CheckUnderWay,
 }
@@ -400,11 +338,13 @@ impl Server {
         // Answers are gathered here, per commit; the kernel shall not hold them back once more. A socket that does not take the
         // option serves all the same.
         let _ = stream.set_nodelay(true);
+        let session = self.tls.as_ref().map(|tls| Session::new(tls.get()).map(Box::new)).transpose();
+        let session = session.expect("the configuration has all that a session needs");
         let Some(key) = self.broker.open(now, address) else { return self.count() };
         let waker = self.ready.waker(key);
         // CONNECT is often there already.
         waker.rearm().wake();
-        let entry = self.peers.insert(Peer { stream, waker, unread: true });
+        let entry = self.peers.insert(Peer::new(stream, session, address, waker));
         debug_assert_eq!(entry, key, "both slabs fill and empty in the same order");
     }
 
@@ -416,14 +356,17 @@ impl Server {
         self.ready.take(&mut woken);
         keys.append(&mut woken);
         let mut urgent = false;
+        let mut handshakes = 0;
         for (index, key) in keys.iter().enumerate() {
             let Some(peer) = self.peers.get_mut(*key) else { continue };
             peer.unread = true;
+            handshakes += usize::from(peer.is_handshaking());
             self.send(now, *key);
             if serving && self.room.is_none() {
                 urgent |= self.read(now, *key);
             }
-            if self.stage.group.size_bytes >= GROUP_BYTES && self.room.is_none() {
+            let is_full = self.stage.group.size_bytes >= GROUP_BYTES || handshakes >= HANDSHAKES_PER_ROUND;
+            if is_full && self.room.is_none() {
                 self.waiting = keys.split_off(index + 1);
                 break;
             }
@@ -449,25 +392,41 @@ impl Server {
                 return at_limit;
             }
             let Some(peer) = self.peers.get_mut(key).filter(|peer| peer.unread) else { return at_limit };
-            let waker = peer.waker.rearm();
-            let mut buffer = ReadBuf::new(&mut self.buffer);
-            let polled = Pin::new(&mut peer.stream).poll_read(&mut Context::from_waker(&waker), &mut buffer);
-            match polled {
-                Poll::Pending => {
-                    peer.unread = false;
-                    return at_limit;
-                }
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    at_limit |= self.broker.received(now, key, buffer.filled(), &mut self.stage);
+            let (was_handshaking, before_bytes) = (peer.is_handshaking(), peer.incomplete_bytes());
+            let came = peer.read(&mut self.buffers);
+            self.incomplete_bytes = self.incomplete_bytes - before_bytes + peer.incomplete_bytes();
+            match came {
+                Came::Nothing => return at_limit,
+                Came::Bytes(bytes) => {
+                    if was_handshaking && !peer.is_handshaking() {
+                        let user = peer.certificate_user(self.config.certificate_user);
+                        self.broker.identified(key, user.map(String::into_boxed_str));
+                    }
+                    at_limit |= self.broker.received(now, key, bytes, &mut self.stage);
                     if self.stage.group.size_bytes >= GROUP_BYTES {
                         // There may be more; it has its turn in the next round.
-                        waker.wake();
+                        peer.waker.rearm().wake();
                         return at_limit;
                     }
                 }
-                Poll::Ready(_) => {
+                Came::End => {
                     self.close(now, key);
                     return at_limit;
+                }
+                Came::Refused(error) => {
+                    info!(source = self.config.name, address = %peer.address, %error, "TLS ended");
+                    if !was_handshaking {
+                        self.stage.counters.rejected("tls", 1);
+                    }
+                    self.send(now, key);
+                    self.close(now, key);
+                    return at_limit;
+                }
+            }
+            if self.incomplete_bytes > INCOMPLETE_BYTES_MAX {
+                let largest = self.peers.iter().max_by_key(|(_, peer)| peer.incomplete_bytes());
+                if let Some((largest, _)) = largest {
+                    self.close(now, largest);
                 }
             }
         }
@@ -475,23 +434,22 @@ impl Server {
 
     /// Sends what there is for `key`, as far as the socket takes it.
     fn send(&mut self, now: Monotonic, key: ConnectionKey) {
-        while let Some(out) = self.broker.output(now, key)
-            && !out.is_empty()
-        {
-            let Some(peer) = self.peers.get_mut(key) else { return };
-            let waker = peer.waker.rearm();
-            match Pin::new(&mut peer.stream).poll_write(&mut Context::from_waker(&waker), out) {
-                Poll::Ready(Ok(sent)) if sent > 0 => {
-                    out.advance(sent);
-                    if out.is_empty() {
-                        *out = BytesMut::new(); // no buffer for an idle connection
-                    }
-                }
-                Poll::Pending => break,
-                Poll::Ready(_) => return self.close(now, key),
+        loop {
+            let (Some(out), Some(peer)) = (self.broker.output(now, key), self.peers.get_mut(key)) else {
+                return;
+            };
+            let had_some = !out.is_empty();
+            match peer.send(out) {
+                // There may be more for its subscriber now.
+                Sent::All if had_some && !peer.is_handshaking() => {}
+                Sent::All | Sent::Part => break,
+                Sent::Broken => return self.close(now, key),
             }
         }
         if self.broker.is_done(key) {
+            if let Some(peer) = self.peers.get_mut(key) {
+                peer.finish();
+            }
             self.close(now, key);
         }
     }
@@ -499,7 +457,11 @@ impl Server {
     fn close(&mut self, now: Monotonic, key: ConnectionKey) {
         self.broker.remove(now, key, &mut self.stage);
         // Dropped, the socket is closed behind what was sent.
-        self.peers.try_remove(key);
+        let Some(peer) = self.peers.try_remove(key) else { return };
+        self.incomplete_bytes -= peer.incomplete_bytes();
+        if peer.is_handshaking() {
+            self.stage.counters.rejected("tls_handshake", 1);
+        }
     }
 
     /// Sends what was decided, submits what was read, and counts.

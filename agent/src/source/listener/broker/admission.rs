@@ -28,6 +28,13 @@ pub(super) enum Admission {
 }
 
 impl Broker {
+    /// TLS is agreed on with `key`, whose certificate says `user`.
+    pub(in super::super) fn identified(&mut self, key: ConnectionKey, user: Option<Box<str>>) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.certificate_user = user;
+        }
+    }
+
     /// Lets the client of `connect` in, or asks for its password to be checked.
     ///
     /// # Errors
@@ -44,6 +51,7 @@ impl Broker {
         }
         match self.access.connect(&credentials(connection, connect, client_id)) {
             Verdict::Anonymous => Ok(Admission::In(None)),
+            Verdict::Certified => Ok(Admission::In(connection.certificate_user.clone())),
             Verdict::Check(_) => {
                 connection.phase = Phase::Asking(self.questions.push(connection.address, key));
                 Ok(Admission::Asked)
@@ -89,7 +97,8 @@ impl Broker {
     }
 }
 
-fn credentials<'a>(connection: &Connection, connect: &Connect<'a>, client_id: &'a str) -> Credentials<'a> {
+fn credentials<'a>(connection: &'a Connection, connect: &Connect<'a>, client_id: &'a str) -> Credentials<'a> {
     let (user, password) = (connect.user, connect.password);
-    Credentials { address: connection.address, client_id, user, password }
+    let certificate_user = connection.certificate_user.as_deref();
+    Credentials { address: connection.address, certificate_user, client_id, user, password }
 }

@@ -195,11 +195,17 @@ fn a_session_is_of_its_user_and_another_begins_anew() {
 #[test]
 fn without_passwords_only_the_gateway_itself_is_let_in_unless_said_otherwise() {
     let from = |address: [u8; 4], anonymous| {
-        let credentials = Credentials { address: address.into(), client_id: "c", user: None, password: None };
+        let credentials = Credentials {
+            address: address.into(),
+            certificate_user: None,
+            client_id: "c",
+            user: None,
+            password: None,
+        };
         match Configured::from(anonymous).connect(&credentials) {
             Verdict::Anonymous => Ok(()),
             Verdict::Denied(denied) => Err(denied),
-            Verdict::Check(_) => panic!("there is nothing to check"),
+            Verdict::Certified | Verdict::Check(_) => panic!("there is nothing to check"),
         }
     };
     assert_eq!(from([127, 0, 0, 9], Anonymous::Loopback), Ok(()));

@@ -1,7 +1,8 @@
-//! The listener without sockets in [`broker`], [`sessions`] and [`access`], with them in [`sockets`] and, in part, [`access`].
+//! The listener without sockets in [`broker`], [`sessions`] and [`access`], with them in [`sockets`], [`secure`] and, in part, [`access`].
 
 mod access;
 mod broker;
+mod secure;
 mod sessions;
 mod sockets;
 
@@ -13,7 +14,7 @@ use super::{
     packet::TOPIC_BYTES_MAX,
 };
 use crate::{
-    config::{Anonymous, Listener, Route, RouteDecode, Value},
+    config::{Anonymous, CertificateUser, Listener, Route, RouteDecode, Value},
     env::{Entropy, Monotonic},
     intake::{Acknowledgement, Ticket},
     record::StreamName,
@@ -28,6 +29,8 @@ fn config() -> Listener {
         anonymous: Anonymous::Loopback,
         password_file: None,
         acl_file: None,
+        tls: None,
+        certificate_user: CertificateUser::None,
         max_connections: 10,
         connect_timeout: Duration::from_secs(10),
         max_packet_bytes: 4096,
