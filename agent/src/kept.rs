@@ -57,6 +57,14 @@ impl<T: Send + Sync + 'static> Kept<T> {
     }
 }
 
+/// What nobody reads again.
+#[cfg(any(test, fuzzing))]
+impl<T> From<T> for Kept<T> {
+    fn from(value: T) -> Self {
+        Self(watch::channel(Arc::new(value)).1)
+    }
+}
+
 struct Keeper<T, F> {
     key: String,
     looks: Looks,

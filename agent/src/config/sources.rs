@@ -277,8 +277,10 @@ pub struct HttpSource {
     pub name: String,
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Bearer tokens; `None`, on loopback alone, lets everybody in.
-    pub token_file: Option<PathBuf>,
+    /// Bearer tokens; `None`, on loopback or with client certificates alone, lets everybody in.
+    pub token_file: Option<FileRef>,
+    /// What connections are encrypted with.
+    pub tls: Option<ServerTls>,
     /// Connections at a time; at least 1.
     pub max_connections: usize,
     /// Largest body in bytes.

@@ -326,9 +326,11 @@ impl Checker {
     ) -> Option<HttpSource> {
         let at = |name: &str| format!("{key}.{name}");
         let listen: Option<SocketAddr> = self.parse(&at("listen"), &raw.listen, "host address and port");
-        let token_file = (!raw.token_file.is_empty()).then(|| raw.token_file.as_str().into());
-        if token_file.is_none() && listen.is_some_and(|listen| !listen.ip().is_loopback()) {
-            let limit = "must be a loopback address, or token_file must be set: anybody could write";
+        let token_file = file(&at("token_file"), &raw.token_file);
+        let tls = self.server_tls(&at("tls"), &raw.tls);
+        let asks = token_file.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+        if !asks && listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+            let limit = "must be a loopback address, or token_file or tls.client_ca_file must be set: anybody could write";
             self.fault(&at("listen"), &quoted(&raw.listen), limit);
         }
         if raw.body_buffer_bytes < raw.max_body_bytes {
@@ -351,6 +353,7 @@ impl Checker {
             name: raw.name.clone(),
             listen: listen?,
             token_file,
+            tls,
             max_connections: size(raw.max_connections.into()),
             max_body_bytes: size(raw.max_body_bytes),
             body_buffer_bytes: size(raw.body_buffer_bytes),

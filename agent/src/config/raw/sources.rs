@@ -302,9 +302,12 @@ pub struct RawHttpSource {
     pub name: String,
     /// Address and port to listen on. Must be set.
     pub listen: String,
-    /// File of bearer tokens, one a line, behind each the streams that it is for (none: all). Read at the start. Without a
-    /// file everybody may write, so that `listen` must be a loopback address then.
+    /// File of bearer tokens, one a line, behind each the streams that it is for (none: all). Read again at SIGHUP and when it
+    /// has changed. Without a file and without `tls.client_ca_file` everybody may write, so that `listen` must be a loopback
+    /// address then.
     pub token_file: String,
+    /// TLS for who connects; without it the connections are open to who can listen.
+    pub tls: RawServerTls,
     /// Connections at a time; beyond, they wait in the system's queue.
     #[schemars(range(min = 1, max = 65_535))]
     pub max_connections: u32,
@@ -333,6 +336,7 @@ impl Default for RawHttpSource {
             name: String::new(),
             listen: String::new(),
             token_file: String::new(),
+            tls: RawServerTls::default(),
             max_connections: 256,
             max_body_bytes: 256 * 1024,
             body_buffer_bytes: 2 * 1024 * 1024,
