@@ -11,7 +11,7 @@
 //! * [`log`]: epochs on the disk
 //! * [`replicate`]: from the log to Kafka
 //!
-//! [`pipeline`] joins them from [`parts`]. Around it: [`access`], [`config`], [`secret`], [`record`], [`mod@env`], [`telemetry`],
+//! [`pipeline`] joins them from [`parts`]. Around it: [`access`], [`config`], [`secret`], `kept`, `tls`, [`record`], [`mod@env`], [`telemetry`],
 //! [`cli`].
 
 pub mod access;
@@ -26,6 +26,7 @@ pub mod env;
 pub mod fuzz;
 pub mod gap;
 pub mod intake;
+pub(crate) mod kept;
 pub mod log;
 pub mod partition;
 pub mod parts;
@@ -37,3 +38,4 @@ pub mod source;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+pub(crate) mod tls;

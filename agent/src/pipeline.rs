@@ -57,7 +57,8 @@ pub enum PipelineError {
 }
 
 /// Runs the agent until `asked_to_stop` turns true, then drains it: sources stop and wait for their acknowledgements, what
-/// they submitted is committed, and Kafka gets `replicate.shutdown_flush_ms` for what is in the log.
+/// they submitted is committed, and Kafka gets `replicate.shutdown_flush_ms` for what is in the log. When `asked_to_reread`
+/// changes, sources read their files of passwords, rights and certificates again.
 ///
 /// # Errors
 /// [`PipelineError`], before anything was taken from a source; [`PipelineError::Panicked`] later.
@@ -65,6 +66,7 @@ pub async fn run(
     config: Config,
     parts: Parts,
     mut asked_to_stop: watch::Receiver<bool>,
+    asked_to_reread: watch::Receiver<()>,
 ) -> Result<(), PipelineError> {
     let config = Arc::new(config);
     let Parts { clock, entropy, store, cursor, cluster, sources, service_manager } = parts;
@@ -202,6 +204,7 @@ pub async fn run(
             counters: source_metrics.source(&name),
             health,
             shutdown: stopping.clone(),
+            reread: asked_to_reread.clone(),
         };
         tasks.spawn(source.run(context));
     }

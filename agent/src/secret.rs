@@ -102,6 +102,17 @@ impl SecretRef {
         Some(Self { key: key.into(), place })
     }
 
+    /// The file that holds it, if one does.
+    pub fn file(&self) -> Option<PathBuf> {
+        match &self.place {
+            Place::File(path) => Some(path.clone()),
+            Place::Environment(_) => None,
+            Place::Credential(name) => {
+                Some(Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name))
+            }
+        }
+    }
+
     /// The error that the secret is of no use.
     pub fn unusable(&self, cause: impl Into<String>) -> Unreadable {
         Unreadable { key: self.key.clone(), place: self.place.to_string(), cause: cause.into() }
@@ -152,6 +163,12 @@ impl FileRef {
     /// [`Unreadable`]: not there, no right to read it, no plain file, or larger than 1 MiB.
     pub fn read(&self) -> Result<Vec<u8>, Unreadable> {
         read(&self.path).map_err(|cause| self.unusable(cause))
+    }
+
+    /// Whether everybody on the gateway may read it.
+    pub fn is_open_to_all(&self) -> bool {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::metadata(&self.path).is_ok_and(|of| of.permissions().mode() & 0o004 != 0)
     }
 
     /// The error that its contents are of no use.

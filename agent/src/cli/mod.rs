@@ -45,7 +45,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the agent until SIGTERM or SIGINT, then commits, flushes to Kafka within replicate.shutdown_flush_ms, and
-    /// exits 0. SIGHUP rereads telemetry.log_level.
+    /// exits 0. SIGHUP rereads telemetry.log_level, and the files of passwords, rights, tokens and certificates.
     Run {
         /// Configuration file.
         #[arg(short, long, default_value = "/etc/wayside/wayside.toml")]
@@ -165,10 +165,12 @@ fn run(path: PathBuf, Checked { raw, config }: Checked) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
         let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        let (reread, asked_to_reread) = watch::channel(());
         tokio::spawn(async move {
             let mut running = Running { path, raw, log_level };
             while hangup.recv().await.is_some() {
                 running.reread();
+                reread.send_replace(());
             }
         });
         tokio::spawn(async move {
@@ -181,7 +183,7 @@ fn run(path: PathBuf, Checked { raw, config }: Checked) -> anyhow::Result<()> {
             std::process::exit(1);
         });
         let parts = Parts::system(&config).context("the agent cannot run")?;
-        pipeline::run(config, parts, stopping).await.context("the agent cannot run")
+        pipeline::run(config, parts, stopping, asked_to_reread).await.context("the agent cannot run")
     })
 }
 

@@ -1,5 +1,6 @@
-//! SIGHUP: the configuration is read again, and what can change while the agent runs changes. Secrets and certificates need
-//! no signal: they are read for each connection.
+//! SIGHUP: the configuration is read again, and what can change while the agent runs changes. What the agent shows to others,
+//! secrets and certificates, needs no signal: it is read for each connection. The files by which it lets others in are read again
+//! by the sources that have them ([`kept`](crate::kept)).
 
 use std::path::PathBuf;
 

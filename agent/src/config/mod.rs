@@ -16,8 +16,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::sources::{
-    Anonymous, Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login, MqttSource, MqttTls,
-    MqttVersion, Parity, Qos, Route, RouteDecode, SerialProtocol, SerialSource, Value,
+    Anonymous, Broker, CertificateUser, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login,
+    MqttSource, MqttTls, MqttVersion, Parity, Qos, Route, RouteDecode, SerialProtocol, SerialSource,
+    ServerTls, Value,
 };
 use crate::{
     log::Retention,
@@ -112,7 +113,7 @@ pub struct Gateway {
 
 /// A certificate of our own, with its private key. Both PEM.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ClientCertificate {
+pub struct Certificate {
     /// Certificate and chain.
     pub cert_file: FileRef,
     /// The private key.
@@ -247,7 +248,7 @@ pub struct KafkaTls {
     /// PEM file of the CAs; `None` is the system's bundle.
     pub ca_file: Option<FileRef>,
     /// What we show to the brokers.
-    pub client: Option<ClientCertificate>,
+    pub client: Option<Certificate>,
 }
 
 /// Who we are to the brokers.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::sources::{
     Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
-    RawSerialSource, RawSources,
+    RawSerialSource, RawServerTls, RawSources,
 };
 use super::{Compression, LogFormat, Policy};
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Backoff, ClientCertificate};
+use super::{Backoff, Certificate};
 use crate::{
     record::{DeviceId, StreamName},
     secret::{FileRef, SecretRef},
@@ -68,7 +68,7 @@ pub struct MqttTls {
     /// PEM file of the CAs; `None` is the system's bundle.
     pub ca_file: Option<FileRef>,
     /// What we show to the broker.
-    pub client: Option<ClientCertificate>,
+    pub client: Option<Certificate>,
     /// Name that the broker's certificate must have, where it is not the host's.
     pub server_name: Option<String>,
 }
@@ -102,6 +102,14 @@ pub struct Listener {
     pub listen: SocketAddr,
     /// Who may connect without a password.
     pub anonymous: Anonymous,
+    /// Users and the hashes of their passwords.
+    pub password_file: Option<FileRef>,
+    /// What users may read and write; `None` is everything.
+    pub acl_file: Option<FileRef>,
+    /// What connections are encrypted with.
+    pub tls: Option<ServerTls>,
+    /// What the certificate of a client says about its user.
+    pub certificate_user: CertificateUser,
     /// Most connections at once.
     pub max_connections: usize,
     /// Longest time from the connection to CONNECT.
@@ -137,6 +145,30 @@ pub enum Anonymous {
     Loopback,
     /// Whoever reaches the address.
     Anywhere,
+    /// Nobody.
+    Nowhere,
+}
+
+/// What the certificate of a client says about its user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CertificateUser {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its common name is the user name.
+    CommonName,
+    /// Its subject is, as RFC 2253 writes it.
+    Subject,
+}
+
+/// How we are known to who connects, and how they are known to us.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerTls {
+    /// What we show.
+    pub certificate: Certificate,
+    /// PEM file of the CAs of which every client must have a certificate; `None` asks for none.
+    pub client_ca_file: Option<FileRef>,
 }
 
 /// A subscription and how its payloads decode.
@@ -245,8 +277,10 @@ pub struct HttpSource {
     pub name: String,
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Bearer tokens; `None`, on loopback alone, lets everybody in.
-    pub token_file: Option<PathBuf>,
+    /// Bearer tokens; `None`, on loopback or with client certificates alone, lets everybody in.
+    pub token_file: Option<FileRef>,
+    /// What connections are encrypted with.
+    pub tls: Option<ServerTls>,
     /// Connections at a time; at least 1.
     pub max_connections: usize,
     /// Largest body in bytes.

@@ -219,12 +219,46 @@ pub struct SourceState {
 pub struct SourceHealth {
     // Written a few times per reconnect by the source, read by the HTTP handler; neither holds it across an await.
     state: Arc<Mutex<SourceState>>,
+    // As above: files that were read again and are of no use, by key of the configuration.
+    files: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+/// Where is told how rereading the files of a source went.
+#[derive(Clone, Debug)]
+pub struct SourceWatch {
+    /// The source's.
+    pub health: SourceHealth,
+    /// The source's.
+    pub failures: Counter<u64, AtomicU64>,
+}
+
+impl SourceWatch {
+    /// The files of `key` are as good as what was read before, or of no use for `cause`.
+    pub(crate) fn file(&self, key: &str, cause: Option<String>) {
+        let mut files = self.health.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cause) = cause {
+            self.failures.inc();
+            files.insert(key.to_owned(), cause);
+        } else {
+            files.remove(key);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        Self { health: SourceHealth::default(), failures: Counter::default() }
+    }
 }
 
 impl SourceHealth {
     /// The state as it is now.
     pub fn state(&self) -> SourceState {
-        self.lock().clone()
+        let mut state = self.lock().clone();
+        if state.error.is_none() {
+            let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            state.error = files.values().next().cloned();
+        }
+        state
     }
 
     /// The source works as configured.

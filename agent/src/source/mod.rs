@@ -12,16 +12,21 @@ pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, path::PathBuf, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::{
+    config::ServerTls,
     env::{Clock, Entropy},
     intake::Intake,
+    kept::Kept,
     log::Remembered,
+    secret::Unreadable,
+    tls,
 };
-use metrics::{SourceCounters, SourceHealth};
+use metrics::{SourceCounters, SourceHealth, SourceWatch};
 
 /// A running source.
 pub type SourceFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -52,6 +57,34 @@ pub struct SourceContext {
     pub health: SourceHealth,
     /// Becomes `true` when the source shall take no more, answer what it took and return.
     pub shutdown: watch::Receiver<bool>,
+    /// Changes when the operator asks to read files again.
+    pub reread: watch::Receiver<()>,
+}
+
+impl SourceContext {
+    /// Reads files, and reads them again as long as the result is kept: [`Kept::open`].
+    ///
+    /// # Errors
+    /// [`Unreadable`], of the first reading.
+    pub(crate) fn keep<T: Send + Sync + 'static>(
+        &self,
+        key: &str,
+        files: Vec<PathBuf>,
+        read: impl Fn() -> Result<T, Unreadable> + Send + 'static,
+    ) -> Result<Kept<T>, Unreadable> {
+        let told = SourceWatch { health: self.health.clone(), failures: self.counters.failures.clone() };
+        Kept::open(key.to_owned(), files, read, self.reread.clone(), told)
+    }
+
+    /// The certificates of `tls`, as [`keep`](Self::keep) keeps them: a new one is for the connections that come.
+    ///
+    /// # Errors
+    /// As of `keep`.
+    pub(crate) fn keep_tls(&self, tls: &ServerTls) -> Result<Kept<ServerConfig>, Unreadable> {
+        let (key, files) = (tls.certificate.cert_file.key.clone(), tls::files(tls));
+        let tls = tls.clone();
+        self.keep(&key, files, move || tls::server(&tls))
+    }
 }
 
 impl fmt::Debug for SourceContext {

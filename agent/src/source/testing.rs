@@ -50,6 +50,7 @@ pub(crate) struct FakePipeline {
     pub(crate) urges: usize,
     acknowledge: watch::Sender<Option<Acknowledgement>>,
     shutdown: watch::Sender<bool>,
+    reread: watch::Sender<()>,
     /// State that the source publishes.
     pub(crate) health: SourceHealth,
     /// Registry of the source's metrics.
@@ -81,6 +82,7 @@ impl FakePipeline {
         let (sender, events) = mpsc::unbounded_channel();
         let (acknowledge, acknowledged) = watch::channel(None);
         let (shutdown, asked) = watch::channel(false);
+        let (reread, asked_to_reread) = watch::channel(());
         let room = Arc::new(Semaphore::new(intake_bytes));
         let mut registry = Registry::with_prefix("wayside");
         let health = SourceHealth::default();
@@ -99,6 +101,7 @@ impl FakePipeline {
             counters: SourceMetrics::register(&mut registry).source("test"),
             health: health.clone(),
             shutdown: asked,
+            reread: asked_to_reread,
         };
         let task = Some(tokio::task::spawn_local(run(context)));
         Self {
@@ -109,6 +112,7 @@ impl FakePipeline {
             urges: 0,
             acknowledge,
             shutdown,
+            reread,
             health,
             registry,
             room,
@@ -176,6 +180,11 @@ impl FakePipeline {
     /// Acknowledges everything that has come.
     pub(crate) fn acknowledge_all(&mut self) {
         self.acknowledge(self.last_ticket);
+    }
+
+    /// Asks the source to read its files again.
+    pub(crate) fn reread(&self) {
+        self.reread.send_replace(());
     }
 
     /// Asks the source to end.

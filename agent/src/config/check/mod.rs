@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    Backoff, ClientCertificate, Commit, Config, GAPS_STREAM, Gateway, KafkaTls, Log, Policy, Replicate, Sasl,
+    Backoff, Certificate, Commit, Config, GAPS_STREAM, Gateway, KafkaTls, Log, Policy, Replicate, Sasl,
     SaslMechanism, Stream, Telemetry, TokenSource,
     raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl, RawTelemetry},
 };
@@ -374,12 +374,12 @@ impl Checker {
     }
 
     /// Our certificate; `section` has the keys `cert_file` and `key`.
-    fn client_certificate(&mut self, section: &str, cert_file: &str, key: &str) -> Option<ClientCertificate> {
+    fn certificate(&mut self, section: &str, cert_file: &str, key: &str) -> Option<Certificate> {
         let key_at = format!("{section}.key");
         let cert_file = file(&format!("{section}.cert_file"), cert_file);
         let has_key = !key.is_empty();
         match (cert_file, self.secret(&key_at, key)) {
-            (Some(cert_file), Some(key)) => Some(ClientCertificate { cert_file, key }),
+            (Some(cert_file), Some(key)) => Some(Certificate { cert_file, key }),
             (Some(_), None) if !has_key => {
                 self.fault(&key_at, "\"\"", "must be set with cert_file");
                 None
@@ -494,7 +494,7 @@ impl Checker {
             );
         }
         let ca_file = file(&format!("{section}.ca_file"), &raw.ca_file);
-        let client = self.client_certificate(section, &raw.cert_file, &raw.key);
+        let client = self.certificate(section, &raw.cert_file, &raw.key);
         raw.enabled.then_some(KafkaTls { ca_file, client })
     }
 

@@ -11,12 +11,12 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::{Checker, each, file, quoted, size};
 use crate::{
     config::{
-        Broker, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login, MqttSource, MqttTls,
-        MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol, SerialSource, Stream,
-        Value,
+        Anonymous, Broker, CertificateUser, DeviceFrom, FlowControl, HttpRoute, HttpSource, Listener, Login,
+        MqttSource, MqttTls, MqttVersion, PARTITIONS_DEFAULT, Qos, Route, RouteDecode, SerialProtocol,
+        SerialSource, ServerTls, Stream, Value,
         raw::{
             Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
-            RawSerialSource,
+            RawSerialSource, RawServerTls,
         },
     },
     decode::topic::TopicPattern,
@@ -118,11 +118,30 @@ impl Checker {
             self.topic_filter(&at(&format!("local_topic_filters[{i}]")), filter);
         }
         let routes = each(&raw.route, &at("route"), |key, route| self.route(&key, route));
+        let password_file = file(&at("password_file"), &raw.password_file);
+        let tls = self.server_tls(&at("tls"), &raw.tls);
+        let has_certificate_user = raw.certificate_user != CertificateUser::None;
+        if has_certificate_user && tls.as_ref().is_none_or(|tls| tls.client_ca_file.is_none()) {
+            let limit = "must be set with certificate_user";
+            self.fault(&at("tls.client_ca_file"), &quoted(&raw.tls.client_ca_file), limit);
+        }
+        if has_certificate_user && password_file.is_some() {
+            let limit = "not with certificate_user: nobody would be asked for a password";
+            self.fault(&at("password_file"), &quoted(&raw.password_file), limit);
+        }
+        if raw.anonymous == Anonymous::Nowhere && password_file.is_none() && !has_certificate_user {
+            let limit = "must be set with anonymous = \"nowhere\": nobody could connect";
+            self.fault(&at("password_file"), "\"\"", limit);
+        }
         let limit = "must be an address and port, like 0.0.0.0:1883 or [::]:1883";
         Some(Listener {
             name: raw.name.clone(),
             listen: self.parse(&at("listen"), &raw.listen, limit)?,
             anonymous: raw.anonymous,
+            password_file,
+            acl_file: file(&at("acl_file"), &raw.acl_file),
+            tls,
+            certificate_user: raw.certificate_user,
             max_connections: size(raw.max_connections.into()),
             connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
             max_packet_bytes: size(raw.max_packet_bytes.into()),
@@ -136,6 +155,15 @@ impl Checker {
             local_topic_filters: raw.local_topic_filters.clone(),
             routes: routes.into_iter().flatten().collect(),
         })
+    }
+
+    fn server_tls(&mut self, key: &str, raw: &RawServerTls) -> Option<ServerTls> {
+        let client_ca_file = file(&format!("{key}.client_ca_file"), &raw.client_ca_file);
+        let certificate = self.certificate(key, &raw.cert_file, &raw.key);
+        if client_ca_file.is_some() && raw.cert_file.is_empty() && raw.key.is_empty() {
+            self.fault(&format!("{key}.cert_file"), "\"\"", "must be set with client_ca_file");
+        }
+        Some(ServerTls { certificate: certificate?, client_ca_file })
     }
 
     fn topic_filter(&mut self, key: &str, filter: &str) {
@@ -196,7 +224,7 @@ impl Checker {
         }
         MqttTls {
             ca_file: file(&format!("{key}.ca_file"), &raw.ca_file),
-            client: self.client_certificate(key, &raw.cert_file, &raw.key),
+            client: self.certificate(key, &raw.cert_file, &raw.key),
             server_name,
         }
     }
@@ -298,9 +326,11 @@ impl Checker {
     ) -> Option<HttpSource> {
         let at = |name: &str| format!("{key}.{name}");
         let listen: Option<SocketAddr> = self.parse(&at("listen"), &raw.listen, "host address and port");
-        let token_file = (!raw.token_file.is_empty()).then(|| raw.token_file.as_str().into());
-        if token_file.is_none() && listen.is_some_and(|listen| !listen.ip().is_loopback()) {
-            let limit = "must be a loopback address, or token_file must be set: anybody could write";
+        let token_file = file(&at("token_file"), &raw.token_file);
+        let tls = self.server_tls(&at("tls"), &raw.tls);
+        let asks = token_file.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+        if !asks && listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+            let limit = "must be a loopback address, or token_file or tls.client_ca_file must be set: anybody could write";
             self.fault(&at("listen"), &quoted(&raw.listen), limit);
         }
         if raw.body_buffer_bytes < raw.max_body_bytes {
@@ -323,6 +353,7 @@ impl Checker {
             name: raw.name.clone(),
             listen: listen?,
             token_file,
+            tls,
             max_connections: size(raw.max_connections.into()),
             max_body_bytes: size(raw.max_body_bytes),
             body_buffer_bytes: size(raw.body_buffer_bytes),

@@ -133,6 +133,19 @@ fn a_listener_says_what_is_wrong_with_it() {
             "source.listener[0].receive_maximum = 0",
         ],
     );
+    check_faults(&listener("anonymous = \"nowhere\""), &["source.listener[0].password_file = \"\""]);
+    check_faults(
+        &listener("certificate_user = \"subject\"\npassword_file = \"p\"\ntls.cert_file = \"c\""),
+        &[
+            "source.listener[0].password_file = (not shown)",
+            "source.listener[0].tls.key = \"\"",
+            "source.listener[0].tls.client_ca_file = \"\"",
+        ],
+    );
+    check_faults(&listener("tls.client_ca_file = \"c\""), &["source.listener[0].tls.cert_file = \"\""]);
+    let tls = "tls = { cert_file = \"c\", key = \"file:k\", client_ca_file = \"a\" }\n";
+    let config = parse(&listener(&format!("{tls}certificate_user = \"common-name\""))).expect("good");
+    assert!(config.listener[0].tls.is_some());
     let text = listener("") + "\n[[source.listener]]\nname = \"m\"";
     check_faults(&text, &["source.listener[1].route = ", "source.listener[1].listen = \"127.0.0.1:1883\""]);
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Anonymous, FlowControl, Parity, Value};
+use crate::config::{Anonymous, CertificateUser, FlowControl, Parity, Value};
 
 /// `[[source.*]]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -109,9 +109,20 @@ pub struct RawListener {
     pub name: String,
     /// Address and port to listen at. `0.0.0.0:1883` is every IPv4 address of the gateway.
     pub listen: String,
-    /// Who may connect without a password: clients on the gateway itself (`loopback`), or whoever reaches the address
-    /// (`anywhere`).
+    /// Who may connect without a password: clients on the gateway itself (`loopback`), whoever reaches the address
+    /// (`anywhere`), or nobody (`nowhere`).
     pub anonymous: Anonymous,
+    /// File of users and hashes of their passwords, as `mosquitto_passwd` makes it; empty is none: nobody can have a
+    /// password. Read again at SIGHUP and when it has changed.
+    pub password_file: String,
+    /// File of what users may read and write, Mosquitto's `acl_file`; empty is none: who is let in may do everything. Read
+    /// again at SIGHUP and when it has changed.
+    pub acl_file: String,
+    /// TLS for who connects; without it the connections are open to who can listen.
+    pub tls: RawServerTls,
+    /// Whether the certificate of a client says its user name, in place of a password: `none`, its common name
+    /// (`common-name`), or its whole subject (`subject`), as CN=bus-17,O=City. Needs `tls.client_ca_file`.
+    pub certificate_user: CertificateUser,
     /// Most connections at once; a further one is closed. There may be twice as many sessions.
     #[schemars(range(min = 1, max = 100_000))]
     pub max_connections: u32,
@@ -151,6 +162,10 @@ impl Default for RawListener {
             name: String::new(),
             listen: "127.0.0.1:1883".into(),
             anonymous: Anonymous::Loopback,
+            password_file: String::new(),
+            acl_file: String::new(),
+            tls: RawServerTls::default(),
+            certificate_user: CertificateUser::None,
             max_connections: 1000,
             connect_timeout_ms: 10_000,
             max_packet_bytes: 256 * 1024,
@@ -165,6 +180,19 @@ impl Default for RawListener {
             route: Vec::new(),
         }
     }
+}
+
+/// `[source.listener.tls]`, `[source.http.tls]`: TLS 1.2 or 1.3 for who connects. Files are read again at SIGHUP and when they have
+/// changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawServerTls {
+    /// PEM file of our certificate, with its chain; empty is no TLS.
+    pub cert_file: String,
+    /// Where its private key is, PEM: `file:PATH`, `env:NAME` or `credential:NAME` (systemd).
+    pub key: String,
+    /// PEM file of the CAs of which every client must have a certificate; empty asks for none.
+    pub client_ca_file: String,
 }
 
 /// `[[source.mqtt.route]]`, `[[source.listener.route]]`: topics and how their payloads decode; at a broker also a subscription.
@@ -274,9 +302,12 @@ pub struct RawHttpSource {
     pub name: String,
     /// Address and port to listen on. Must be set.
     pub listen: String,
-    /// File of bearer tokens, one a line, behind each the streams that it is for (none: all). Read at the start. Without a
-    /// file everybody may write, so that `listen` must be a loopback address then.
+    /// File of bearer tokens, one a line, behind each the streams that it is for (none: all). Read again at SIGHUP and when it
+    /// has changed. Without a file and without `tls.client_ca_file` everybody may write, so that `listen` must be a loopback
+    /// address then.
     pub token_file: String,
+    /// TLS for who connects; without it the connections are open to who can listen.
+    pub tls: RawServerTls,
     /// Connections at a time; beyond, they wait in the system's queue.
     #[schemars(range(min = 1, max = 65_535))]
     pub max_connections: u32,
@@ -305,6 +336,7 @@ impl Default for RawHttpSource {
             name: String::new(),
             listen: String::new(),
             token_file: String::new(),
+            tls: RawServerTls::default(),
             max_connections: 256,
             max_body_bytes: 256 * 1024,
             body_buffer_bytes: 2 * 1024 * 1024,

@@ -14,6 +14,7 @@ use crate::{
     access::tokens::{TokenFile, TokenRefused},
     config::{DeviceFrom, HttpSource},
     decode::json::{JsonDecoder, JsonError, RouteError},
+    kept::Kept,
     record::{self, ContentType, DeviceId, Received, Record, RecordHeader, StreamName},
 };
 
@@ -32,7 +33,7 @@ pub(super) struct Api {
     /// What a topic's name has in front of its stream's.
     topic_prefix: String,
     /// `None` lets everybody in.
-    tokens: Option<TokenFile>,
+    tokens: Option<Kept<TokenFile>>,
     record_bytes_max: usize,
     /// Bytes of the records of one request: a body of two-byte lines takes a hundred times its size.
     request_bytes_max: usize,
@@ -84,7 +85,7 @@ impl Api {
     /// [`RouteError`] of the first route that cannot be used; the config was checked for it.
     pub(super) fn new(
         config: &HttpSource,
-        tokens: Option<TokenFile>,
+        tokens: Option<Kept<TokenFile>>,
         record_bytes_max: usize,
         request_bytes_max: usize,
     ) -> Result<Self, RouteError> {
@@ -153,7 +154,7 @@ impl Api {
     fn admitted(&self, name: &str, headers: &HeaderMap) -> Result<Option<StreamName>, Refusal> {
         if let Some(tokens) = &self.tokens {
             let token = bearer_token(headers).ok_or(Refusal::Unauthorized)?;
-            tokens.check(token, name).map_err(|refused| match refused {
+            tokens.get().check(token, name).map_err(|refused| match refused {
                 TokenRefused::Unknown => Refusal::Unauthorized,
                 TokenRefused::OtherStreams => Refusal::Forbidden,
             })?;

@@ -26,6 +26,7 @@ fn api() -> Api {
         name: "web".into(),
         listen: ([127, 0, 0, 1], 0).into(),
         token_file: None,
+        tls: None,
         max_connections: 1,
         max_body_bytes: 1,
         body_buffer_bytes: 1,

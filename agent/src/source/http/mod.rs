@@ -7,8 +7,8 @@
 //! * **All or nothing**: a body in which one record is wrong is refused as a whole, with the place.
 //! * **Back-pressure**: nothing waits for room. Where there is none, for the body or for its records in the intake, the answer is
 //!   503 with a `Retry-After`, spread so that a thousand devices do not come back at once.
-//! * **Bounds**: connections, bytes of a body, of its records and of all bodies together, time without a request's head, time of a body, time
-//!   until the commit, and time that a client leaves its answer unread.
+//! * **Bounds**: connections, bytes of a body, of its records and of all bodies together, time of a TLS handshake, without a request's head, of a body,
+//!   until the commit, and that a client leaves its answer unread.
 //! * **Shutdown**: no more connections; what was taken is answered (at most 5 s).
 //!
 //! One task owns the intake: it decodes, submits, and answers in the order of the tickets. A task for each connection reads and
@@ -26,10 +26,9 @@ mod server;
 mod tests;
 
 use std::{
-    fs, io,
+    io,
     num::NonZeroU16,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -42,6 +41,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, info, warn};
 
 pub use self::reach::reach;
@@ -51,18 +51,22 @@ use self::{
     refusal::Refusal,
     server::Door,
 };
-use super::{SourceContext, backoff::Backoff};
+use super::{SourceContext, backoff::Backoff, metrics::SourceCounters};
 use crate::{
-    access::tokens::TokenFile,
+    access::{load, tokens::TokenFile},
     config::{self, HttpSource},
     env::Monotonic,
     intake::{self, Acknowledgement, IntakeClosed, Places, Reservation, Unacknowledged},
+    kept::Kept,
     partition::partition_of,
     record::{PartitionId, Record},
 };
 
 /// Longest time that a shutdown waits for acknowledgements, and for clients to take their answers.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time of a TLS handshake, if connections may be idle for as long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delays between attempts to listen.
 const RELISTEN: config::Backoff =
@@ -136,7 +140,7 @@ impl Source {
         let mut delays = Backoff::new(RELISTEN);
         while !*shutdown.borrow() {
             let error = match self.open().await {
-                Ok((listener, api)) => return self.serve(listener, api).await,
+                Ok(open) => return self.serve(open).await,
                 Err(error) => error,
             };
             self.context.counters.failures.inc();
@@ -152,18 +156,24 @@ impl Source {
         }
     }
 
-    async fn open(&self) -> Result<(TcpListener, Arc<Api>), String> {
-        let tokens = self.config.token_file.as_deref().map(read_tokens).transpose()?;
+    async fn open(&self) -> Result<Open, String> {
+        let tokens = self.config.token_file.clone().map(|file| {
+            let (key, files) = (file.key.clone(), vec![file.path.clone()]);
+            self.context.keep(&key, files, move || load(&file, TokenFile::parse))
+        });
+        let tokens = tokens.transpose().map_err(|error| error.to_string())?;
+        let tls = self.config.tls.as_ref().map(|tls| self.context.keep_tls(tls));
+        let tls = tls.transpose().map_err(|error| error.to_string())?;
         let api = Api::new(&self.config, tokens, self.record_bytes_max, self.context.intake.limit_bytes());
-        let api = api.map_err(|error| error.to_string())?;
+        let api = Arc::new(api.map_err(|error| error.to_string())?);
         let listener = TcpListener::bind(self.config.listen).await;
         let listener =
             listener.map_err(|error| format!("cannot listen on {}: {error}", self.config.listen))?;
-        Ok((listener, Arc::new(api)))
+        Ok(Open { listener, api, tls })
     }
 
     /// Serves until the source ends; then answers what it took.
-    async fn serve(mut self, listener: TcpListener, api: Arc<Api>) {
+    async fn serve(mut self, Open { listener, api, tls }: Open) {
         info!(source = self.config.name, listen = %self.config.listen, "taking HTTP requests");
         self.context.counters.connected.set(1);
         self.context.health.healthy();
@@ -173,6 +183,8 @@ impl Source {
         let (stop, stopping) = watch::channel(false);
         let connections = Connections {
             router: server::router(door),
+            tls,
+            counters: self.context.counters.clone(),
             idle_timeout: self.config.idle_timeout,
             stopping,
             tasks: JoinSet::new(),
@@ -327,9 +339,18 @@ impl Source {
     }
 }
 
+/// What it takes to serve.
+struct Open {
+    listener: TcpListener,
+    api: Arc<Api>,
+    tls: Option<Kept<ServerConfig>>,
+}
+
 /// The tasks of the connections, and what each is given.
 struct Connections {
     router: Router,
+    tls: Option<Kept<ServerConfig>>,
+    counters: SourceCounters,
     idle_timeout: Duration,
     stopping: watch::Receiver<bool>,
     tasks: JoinSet<()>,
@@ -339,7 +360,24 @@ impl Connections {
     fn add(&mut self, stream: TcpStream) {
         server::prepare(&stream, self.idle_timeout);
         let (router, stopping) = (self.router.clone(), self.stopping.clone());
-        self.tasks.spawn(server::connection(stream, router, self.idle_timeout, stopping));
+        let idle_timeout = self.idle_timeout;
+        let Some(tls) = &self.tls else {
+            self.tasks.spawn(server::connection(stream, router, idle_timeout, stopping));
+            return;
+        };
+        let (accept, counters) = (TlsAcceptor::from(tls.get()).accept(stream), self.counters.clone());
+        self.tasks.spawn(async move {
+            let accepted = timeout(idle_timeout.min(HANDSHAKE_TIMEOUT), Box::pin(accept)).await;
+            match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => {
+                    Box::pin(server::connection(stream, router, idle_timeout, stopping)).await;
+                }
+                Err(error) => {
+                    info!(%error, "TLS ended");
+                    counters.rejected("tls_handshake", 1);
+                }
+            }
+        });
     }
 }
 
@@ -347,13 +385,4 @@ impl Connections {
 async fn accept(listener: &TcpListener, pause: Duration) -> io::Result<TcpStream> {
     sleep(pause).await;
     Ok(listener.accept().await?.0)
-}
-
-/// Reads a token file.
-fn read_tokens(path: &Path) -> Result<TokenFile, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    TokenFile::parse(&text).map_err(|errors| {
-        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        format!("{}: {}", path.display(), lines.join("; "))
-    })
 }

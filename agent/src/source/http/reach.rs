@@ -2,39 +2,50 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     time::Duration,
 };
 
-use super::{read_tokens, server};
-use crate::config::HttpSource;
+use super::server;
+use crate::{
+    access::{load, tokens::TokenFile},
+    config::HttpSource,
+    tls,
+};
 
 /// Longest wait for who listens there already.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads the token file and listens on the address for a moment. Says what it found.
+/// Reads the files and listens on the address for a moment. Says what it found.
 ///
 /// # Errors
 /// Why the agent could not take requests.
 pub fn reach(config: &HttpSource) -> Result<String, String> {
-    let tokens = config.token_file.as_deref().map(read_tokens).transpose()?;
+    let tokens = config.token_file.as_ref().map(|file| load(file, TokenFile::parse));
+    let tokens = tokens.transpose().map_err(|error| error.to_string())?;
+    config.tls.as_ref().map(tls::server).transpose().map_err(|error| error.to_string())?;
     let who = match tokens {
         Some(tokens) => format!("{} tokens", tokens.len()),
         None => "no tokens".into(),
     };
     match TcpListener::bind(config.listen) {
         Ok(_) => Ok(format!("is free, {who}")),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_ours(config.listen) => {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_ours(config) => {
             Ok(format!("is served by the agent that runs, {who}"))
         }
         Err(error) => Err(format!("cannot listen: {error}")),
     }
 }
 
-/// Whether who listens there describes itself as we do.
-fn is_ours(address: SocketAddr) -> bool {
+/// Whether who listens there describes itself as we do; behind TLS, which may want a certificate that we do not have, whether
+/// anybody does.
+fn is_ours(config: &HttpSource) -> bool {
+    let address = config.listen;
     let ask = || {
         let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        if config.tls.is_some() {
+            return Ok(server::DESCRIPTION.to_owned());
+        }
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         write!(stream, "GET {} HTTP/1.0\r\nHost: {address}\r\n\r\n", server::OPENAPI)?;

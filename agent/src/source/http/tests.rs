@@ -4,6 +4,7 @@
 mod connections;
 mod keys;
 mod requests;
+mod secure;
 
 use std::{net::SocketAddr, num::NonZeroU16};
 
@@ -11,6 +12,7 @@ use super::*;
 use crate::{
     config::{HttpRoute, Value},
     record::{DeviceId, Record, StreamName},
+    secret::FileRef,
     source::testing::free_address,
 };
 
@@ -31,6 +33,7 @@ fn config(listen: SocketAddr) -> HttpSource {
         name: "test".into(),
         listen,
         token_file: None,
+        tls: None,
         max_connections: 8,
         max_body_bytes: 8 * 1024,
         body_buffer_bytes: 16 * 1024,

@@ -5,6 +5,7 @@
 //! [`Broker::expire`] now and then; then it sends [`Broker::output`] of every connection that [`Broker::touched`] names, and
 //! closes those that are [done](Broker::is_done).
 
+mod admission;
 mod memory;
 mod messages;
 
@@ -18,12 +19,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
-use self::{memory::Memory, messages::will_packet};
+use self::{admission::Admission, memory::Memory, messages::will_packet};
 use super::{
-    access::{Access, Client, Credentials, Denied},
+    access::{Access, Client},
     connection::{ALIAS_MAXIMUM, Connection, Known, Phase},
     outbox::{Capacity, Outbox},
     packet::{self, ConnAck, Connect, Packet, PacketError, Properties, Reason, TOPIC_BYTES_MAX},
+    questions::Questions,
     subscriptions::{Retained, SessionKey, Subscriptions},
 };
 use crate::{
@@ -122,6 +124,7 @@ fn refused(reason: Reason, what: &'static str) -> End {
 pub(super) struct Broker {
     config: Listener,
     access: Box<dyn Access>,
+    questions: Questions,
     entropy: Box<dyn Entropy>,
     connections: Slab<Connection>,
     sessions: Slab<Session>,
@@ -147,6 +150,7 @@ impl Broker {
             retained: Retained::new(config.retained_bytes),
             config,
             access,
+            questions: Questions::default(),
             entropy,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -264,6 +268,11 @@ impl Broker {
             if let Err(end) = handled {
                 break Some(end);
             }
+            let connection = &mut self.connections[key];
+            if matches!(connection.phase, Phase::Asking(_)) {
+                connection.put_back(&packet, &input);
+                break None;
+            }
         };
         self.touched.insert(key);
         self.incomplete_bytes += self.connections[key].incomplete_bytes();
@@ -304,8 +313,8 @@ impl Broker {
             .iter()
             .filter_map(|(key, connection)| Some((key, connection.overdue(now)?)))
             .collect();
-        for (key, reason) in overdue {
-            self.end(now, key, refused(reason, "no packet within the time allowed"), store);
+        for (key, error) in overdue {
+            self.end(now, key, error.into(), store);
         }
         let is_due = |at: Option<Monotonic>| at.is_some_and(|at| at <= now);
         let due: Vec<_> = self
@@ -404,25 +413,13 @@ impl Broker {
         if client_id.len() > TOPIC_BYTES_MAX {
             return Err(refused(Reason::ClientIdentifierNotValid, "a client identifier longer than allowed"));
         }
-        let (user, password) = (connect.user, connect.password);
-        let credentials = Credentials { address: connection.address, client_id, user, password };
-        if let Err(denied) = self.access.connect(&credentials) {
-            return Err(match denied {
-                Denied::BadUserNameOrPassword => {
-                    refused(Reason::BadUserNameOrPassword, "wrong user name or password")
-                }
-                Denied::NotAuthorized => refused(Reason::NotAuthorized, "not let in"),
-                Denied::Unavailable => {
-                    refused(Reason::ServerUnavailable, "nobody can say whether to let it in")
-                }
-            });
-        }
-        let client = Client { id: client_id, user };
+        let Admission::In(user) = self.admit(key, connect, client_id)? else { return Ok(()) };
+        let client = Client { id: client_id, user: user.as_deref() };
         if connect.will.is_some_and(|will| !self.access.publish(client, will.publish.topic)) {
             return Err(refused(Reason::NotAuthorized, "a will for a topic that is not allowed"));
         }
 
-        let session_present = self.prepare_session(now, client_id, connect.clean, store);
+        let session_present = self.prepare_session(now, client, connect.clean, store);
         let session = match self.clients.get(client_id) {
             Some(session) => *session,
             None => self.new_session(client_id),
@@ -435,7 +432,7 @@ impl Broker {
         let expiry = asked.min(self.config.session_expiry_max);
         let state = &mut self.sessions[session];
         state.connection = Some(key);
-        state.user = user.map(Box::from);
+        state.user = user;
         let is_news = !session_present || state.expiry != expiry;
         state.expiry = expiry;
         (state.ends_at, state.will_at) = (None, None);
@@ -472,21 +469,22 @@ impl Broker {
         Ok(())
     }
 
-    /// Ends the connection that `client_id` has elsewhere (MQTT-3.1.4-3), and with `clean` its session. Returns whether there
-    /// is one to go on with.
+    /// Ends the connection that `client` has elsewhere (MQTT-3.1.4-3), and with `clean`, or if it was another user's, its session.
+    /// Returns whether there is one to go on with.
     fn prepare_session(
         &mut self,
         now: Monotonic,
-        client_id: &str,
+        client: Client<'_>,
         clean: bool,
         store: &mut dyn Store,
     ) -> bool {
-        let other = self.clients.get(client_id).and_then(|session| self.sessions[*session].connection);
+        let other = self.clients.get(client.id).and_then(|session| self.sessions[*session].connection);
         if let Some(other) = other {
             let what = "its client has connected again";
             self.end(now, other, refused(Reason::SessionTakenOver, what), store);
         }
-        let Some(session) = self.clients.get(client_id).copied() else { return false };
+        let Some(session) = self.clients.get(client.id).copied() else { return false };
+        let clean = clean || self.sessions[session].user.as_deref() != client.user;
         if clean {
             self.publish_will(now, session, store);
             self.forget(session);
@@ -519,7 +517,7 @@ impl Broker {
         let session = connection.session();
         if let End::Refused(error) = end {
             match connection.phase {
-                Phase::Connecting(_) => {
+                Phase::Connecting(_) | Phase::Asking(_) | Phase::Vouched | Phase::Denied(_) => {
                     packet::connack(&mut connection.out, connection.version, Err(error.reason));
                 }
                 Phase::Serving(_) => {
@@ -528,6 +526,9 @@ impl Broker {
                 Phase::Closing => return,
             }
             self.refusals.push((connection.address, error));
+        }
+        if let Phase::Asking(id) = connection.phase {
+            self.questions.remove(connection.address, id);
         }
         self.incomplete_bytes -= connection.incomplete_bytes();
         self.unacknowledged -= connection.unacknowledged();

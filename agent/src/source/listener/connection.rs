@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::{
     outbox::Capacity,
     packet::{self, PacketError, Publish, Reason},
+    questions::QuestionId,
     subscriptions::SessionKey,
 };
 use crate::{
@@ -26,6 +27,10 @@ const OUT_BYTES_MAX: usize = 64 * 1024;
 
 /// Largest CONNECT, in bytes: a will may have 64 KiB.
 const CONNECT_BYTES_MAX: usize = 80 * 1024;
+
+/// Why a client with a wrong password is not let in.
+pub(super) const WRONG_PASSWORD: PacketError =
+    PacketError { reason: Reason::BadUserNameOrPassword, what: "wrong user name or password" };
 
 /// How much of its rate a client may use at once.
 const BURST: Duration = Duration::from_secs(1);
@@ -76,6 +81,12 @@ pub(super) enum Arrival {
 pub(super) enum Phase {
     /// CONNECT has to come by this time.
     Connecting(Monotonic),
+    /// CONNECT has come, and its password is checked.
+    Asking(QuestionId),
+    /// The password is right.
+    Vouched,
+    /// The password is wrong, and the client is told so at this time.
+    Denied(Monotonic),
     /// It has a session.
     Serving(SessionKey),
     /// Nothing more is read; what is to be sent leaves, then the socket is closed.
@@ -89,6 +100,8 @@ pub(super) struct Connection {
     pub(super) address: IpAddr,
     /// What it speaks; before CONNECT the guess that makes a refusal readable to most.
     pub(super) version: MqttVersion,
+    /// Who it is by its TLS certificate, where that counts.
+    pub(super) certificate_user: Option<Box<str>>,
     /// How far it is.
     pub(super) phase: Phase,
     /// What it takes as a subscriber.
@@ -136,6 +149,7 @@ impl Connection {
         Self {
             address,
             version: MqttVersion::V3,
+            certificate_user: None,
             phase: Phase::Connecting(now + config.connect_timeout),
             capacity: Capacity { version: MqttVersion::V3, receive_maximum: 0, packet_bytes_max: 0 },
             out: BytesMut::new(),
@@ -166,7 +180,7 @@ impl Connection {
     pub(super) fn session(&self) -> Option<SessionKey> {
         match self.phase {
             Phase::Serving(session) => Some(session),
-            Phase::Connecting(_) | Phase::Closing => None,
+            _ => None,
         }
     }
 
@@ -197,8 +211,12 @@ impl Connection {
         input: &mut Bytes,
     ) -> Result<Option<Bytes>, PacketError> {
         let limit_bytes = match self.phase {
-            Phase::Connecting(_) => self.packet_bytes_max.min(CONNECT_BYTES_MAX),
+            Phase::Connecting(_) | Phase::Vouched => self.packet_bytes_max.min(CONNECT_BYTES_MAX),
             Phase::Serving(_) => self.packet_bytes_max,
+            Phase::Asking(_) | Phase::Denied(_) => {
+                self.tail.extend_from_slice(input);
+                return Ok(None);
+            }
             Phase::Closing => return Ok(None),
         };
         match packet::frame(input, limit_bytes)? {
@@ -217,7 +235,20 @@ impl Connection {
         }
     }
 
-    /// Bytes of a packet whose rest has not come.
+    /// Keeps `packet` and the `rest` behind it, to be taken again.
+    pub(super) fn put_back(&mut self, packet: &[u8], rest: &[u8]) {
+        self.tail.reserve(packet.len() + rest.len());
+        self.tail.extend_from_slice(packet);
+        self.tail.extend_from_slice(rest);
+    }
+
+    /// The packet that was put back.
+    pub(super) fn kept_packet(&self) -> Option<&[u8]> {
+        let size_bytes = packet::frame(&self.tail, CONNECT_BYTES_MAX).ok()??;
+        self.tail.get(..size_bytes)
+    }
+
+    /// Bytes of packets that have not come whole, or were put back.
     pub(super) fn incomplete_bytes(&self) -> usize {
         self.tail.len()
     }
@@ -352,16 +383,19 @@ impl Connection {
         known.insert(packet_id, Seen { digest, restored: false });
     }
 
-    /// Why the connection has to end for want of packets, if so.
-    pub(super) fn overdue(&self, now: Monotonic) -> Option<Reason> {
+    /// Why the connection has to end now, if so.
+    pub(super) fn overdue(&self, now: Monotonic) -> Option<PacketError> {
+        let timeout =
+            PacketError { reason: Reason::KeepAliveTimeout, what: "no packet within the time allowed" };
         match self.phase {
-            Phase::Connecting(until) => (now >= until).then_some(Reason::KeepAliveTimeout),
+            Phase::Connecting(until) => (now >= until).then_some(timeout),
+            Phase::Denied(at) => (now >= at).then_some(WRONG_PASSWORD),
             Phase::Serving(_) => {
                 let silent = self.silence_max.is_some_and(|longest| now.since(self.heard_at) > longest);
                 // A client whose packets we do not read is not silent.
-                (silent && self.may_read(now)).then_some(Reason::KeepAliveTimeout)
+                (silent && self.may_read(now)).then_some(timeout)
             }
-            Phase::Closing => None,
+            Phase::Asking(_) | Phase::Vouched | Phase::Closing => None,
         }
     }
 
@@ -372,7 +406,7 @@ impl Connection {
 
     /// Whether more is wanted: not from one that does not read its answers, or that has all its credit in flight.
     pub(super) fn may_read(&self, now: Monotonic) -> bool {
-        self.phase != Phase::Closing
+        matches!(self.phase, Phase::Connecting(_) | Phase::Serving(_))
             && self.out.len() < OUT_BYTES_MAX
             && (self.version == MqttVersion::V5 || self.waiting.len() < self.receive_maximum)
             && now >= self.read_at()

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    access::ByAddress,
+    access::Configured,
     broker::{Broker, Incoming, Store},
     packet::{Packet, PacketError, decode, frame},
 };
 use crate::{
-    config::{Anonymous, Listener, MqttVersion},
+    config::{Anonymous, CertificateUser, Listener, MqttVersion},
     env::{Entropy, Monotonic},
     fuzz::pieces,
     intake::Ticket,
@@ -34,6 +34,10 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
         name: "fuzz".into(),
         listen: ([127, 0, 0, 1], 1883).into(),
         anonymous: Anonymous::Anywhere,
+        password_file: None,
+        acl_file: None,
+        tls: None,
+        certificate_user: CertificateUser::None,
         max_connections: 4,
         connect_timeout: Duration::from_secs(10),
         max_packet_bytes: PACKET_BYTES_MAX,
@@ -48,7 +52,7 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
         routes: Vec::new(),
     };
     let now = Monotonic::default();
-    let mut broker = Broker::new(config, Box::new(ByAddress(Anonymous::Anywhere)), Box::new(Zero));
+    let mut broker = Broker::new(config, Box::new(Configured::from(Anonymous::Anywhere)), Box::new(Zero));
     let mut taken = Taken(Vec::new());
     let [subscriber, device] = [(); 2].map(|()| broker.open(now, [127, 0, 0, 1].into()).expect("a place"));
     let connect = b"\x10\x10\0\x04MQTT\x04\x02\0\0\0\x04\xf0\x9f\x93\xbb\x82\x06\0\x01\0\x01#\0";

@@ -3,7 +3,8 @@
 //! * [`packet`]: the codec
 //! * [`connection`]: the rules of one connection
 //! * [`broker`]: sessions, subscribers, retained messages, wills
-//! * [`ready`] and this module: sockets, time and the intake around them
+//! * [`access`], [`questions`]: who may do what, and passwords that wait to be checked
+//! * [`open`], [`peer`], [`ready`] and this module: files, sockets, time and the intake around them
 //!
 //! # Rules
 //! * **Acknowledgement**: PUBACK and PUBREC leave for an [`Acknowledgement`](crate::intake::Acknowledgement), in PUBLISH order on
@@ -14,6 +15,8 @@
 //! * **Back-pressure**: what one round of reading brought is one submission. While the intake has no room for it, nothing is
 //!   read from any client. A client that has all its credit unanswered, that does not read its answers or that is over its
 //!   rate is not read either: TCP holds it back.
+//! * **Passwords** are checked one at a time on a thread of their own, the networks of clients in turn: a check takes long on
+//!   purpose. A CONNECT waits for it, a wrong one a second longer.
 //! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
 //! * **Pace**: while messages come faster than one per 5 ms, sockets are read every 2 ms and not for each of them.
 //! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
@@ -23,8 +26,11 @@ mod broker;
 mod connection;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod open;
 mod outbox;
 pub(crate) mod packet;
+mod peer;
+mod questions;
 mod ready;
 mod subscriptions;
 #[cfg(test)]
@@ -32,37 +38,43 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
-    io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use slab::Slab;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
+    task::{JoinHandle, spawn_blocking},
     time::sleep,
 };
+use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, error, info, warn};
 
+pub use self::open::reach;
 use self::{
-    access::ByAddress,
     broker::{Broker, ConnectionKey, Incoming, Store},
+    open::{Files, listen},
     packet::{PacketError, Value},
-    ready::{KeyWaker, Ready},
+    peer::{Buffers, Came, Peer, Sent},
+    questions::QuestionId,
+    ready::Ready,
 };
-use super::{SourceContext, backoff::Backoff, metrics::SourceCounters};
+use super::{SourceContext, metrics::SourceCounters};
 use crate::{
-    config::{self, Listener},
+    config::Listener,
     decode::{mqtt::Router, topic::TopicFilter},
     env::Monotonic,
     intake::{Intake, IntakeClosed, Reservation, Ticket},
+    kept::Kept,
     log::Note,
     record::{Received, Record, RecordHeader},
+    tls::session::Session,
 };
 
 /// Longest time that a shutdown waits for acknowledgements.
@@ -77,10 +89,6 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(5);
 /// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
 const READ_PAUSE: Duration = Duration::from_millis(2);
 
-/// Connections that may wait to be accepted: all clients come at once after a power cut, and one that finds no place tries again
-/// after a second.
-const BACKLOG: u32 = 4096;
-
 /// Connections that are accepted before those that are there are served.
 const ACCEPT_BATCH: usize = 64;
 
@@ -90,35 +98,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Upper bound of a wait that has no deadline.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// Delays before an address that cannot be had is tried again.
-const LISTEN_AGAIN: config::Backoff =
-    config::Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
+/// TLS handshakes that are taken a step further before acknowledgements and others have their turn: each step takes up to a few
+/// milliseconds of a small processor.
+const HANDSHAKES_PER_ROUND: usize = 8;
 
-/// The buffer that all sockets are read into.
-const READ_BYTES: usize = 64 * 1024;
+/// Most bytes of TLS records that have not come whole, over all connections. Beyond, the one with the most is closed.
+const INCOMPLETE_BYTES_MAX: usize = 8 << 20;
 
 /// Bytes of records at which a round of reading ends and is submitted.
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// User properties of a message that become headers of its record.
 const USER_PROPERTIES_MAX: usize = 16;
-
-/// Looks whether `listener` could listen, as `wayside check --connect` does; a running agent keeps its clients.
-///
-/// # Errors
-/// Why the address cannot be had.
-pub async fn reach(listener: &Listener) -> Result<String, String> {
-    match bind(listener.listen) {
-        Ok(_) => Ok("free to listen at".into()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match TcpStream::connect(listener.listen).await {
-                Ok(_) => Ok("in use, as by an agent that runs".into()),
-                Err(_) => Err(error.to_string()),
-            }
-        }
-        Err(error) => Err(error.to_string()),
-    }
-}
 
 /// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
 /// dead letters.
@@ -132,13 +123,13 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
             return;
         }
     };
-    let Some((listener, mut context)) = listen(&config, context).await else { return };
+    let Some((listener, Files { access, tls }, mut context)) = listen(&config, context).await else { return };
     context.counters.connected.set(1);
     context.counters.clients(0);
     context.health.healthy();
     let local = config.local_topic_filters.iter().map(|filter| TopicFilter::new(filter)).collect();
     let SourceContext { intake, remembered, clock, entropy, counters, mut shutdown, .. } = context;
-    let mut broker = Broker::new(config.clone(), Box::new(ByAddress(config.anonymous)), entropy);
+    let mut broker = Broker::new(config.clone(), Box::new(access), entropy);
     broker.restore(clock.monotonic(), &remembered);
     drop(remembered);
     let server = Server {
@@ -158,8 +149,11 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         ready: Ready::default(),
         waiting: Vec::new(),
         paused: BTreeSet::new(),
-        buffer: vec![0; READ_BYTES].into(),
+        tls,
+        incomplete_bytes: 0,
+        buffers: Buffers::default(),
         room: None,
+        check: None,
     };
     // Boxed, it does not grow the future that joins the sources.
     let ended = Box::pin(server.run(listener, async move {
@@ -169,40 +163,6 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     if ended.await.is_err() {
         debug!("the pipeline has ended before its sources");
     }
-}
-
-/// Waits until the address can be had; `None` if the agent stops before.
-async fn listen(config: &Listener, mut context: SourceContext) -> Option<(TcpListener, SourceContext)> {
-    let mut again = Backoff::new(LISTEN_AGAIN);
-    loop {
-        match bind(config.listen) {
-            Ok(listener) => {
-                info!(source = config.name, address = %config.listen, "listening");
-                return Some((listener, context));
-            }
-            Err(error) => {
-                context.counters.failures.inc();
-                let cause = format!("cannot listen at {}: {error}", config.listen);
-                if context.health.down(&cause) {
-                    error!(source = config.name, address = %config.listen, %error, "cannot listen");
-                }
-            }
-        }
-        let delay = again.next(&mut *context.entropy);
-        tokio::select! {
-            biased;
-            _ = context.shutdown.wait_for(|asked| *asked) => return None,
-            () = sleep(delay) => {}
-        }
-    }
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of the agent before this one may linger.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// What one round of reading brought, not submitted yet.
@@ -261,16 +221,11 @@ impl Store for Stage {
     }
 }
 
-/// The socket of a connection. TLS would stand here.
-struct Peer {
-    stream: TcpStream,
-    waker: Arc<KeyWaker>,
-    /// Something came that was not read yet.
-    unread: bool,
-}
-
 /// Room for the group that waits, if one does.
 type Room = Option<Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>>;
+
+/// The password that is checked now, and what comes of it.
+type CheckUnderWay = Option<JoinHandle<(ConnectionKey, QuestionId, bool)>>;
 
 struct Server {
     config: Listener,
@@ -283,8 +238,12 @@ struct Server {
     waiting: Vec<ConnectionKey>,
     /// Clients over their rate, by when they are read again.
     paused: BTreeSet<(Monotonic, ConnectionKey)>,
-    buffer: Box<[u8]>,
+    tls: Option<Kept<ServerConfig>>,
+    /// Bytes of TLS records that have not come whole.
+    incomplete_bytes: usize,
+    buffers: Buffers,
     room: Room,
+    check: CheckUnderWay,
 }
 
 impl Server {
@@ -344,6 +303,16 @@ impl Server {
                     }
                     self.ready.again();
                 }
+                // What came behind the CONNECT goes into the group, which must not wait for its room.
+                answer = optional(&mut self.check), if self.room.is_none() => {
+                    self.check = None;
+                    let now = self.clock.monotonic();
+                    self.stage.received = self.clock.wall();
+                    if let Ok((key, id, passes)) = answer {
+                        self.broker.answered(now, key, id, passes, &mut self.stage);
+                    }
+                    self.settle(now)?;
+                }
                 () = self.ready.wait(), if now >= read_at => {
                     let now = self.clock.monotonic();
                     self.round(now, serving)?;
@@ -380,11 +349,13 @@ impl Server {
         // Answers are gathered here, per commit; the kernel shall not hold them back once more. A socket that does not take the
         // option serves all the same.
         let _ = stream.set_nodelay(true);
+        let session = self.tls.as_ref().map(|tls| Session::new(tls.get()).map(Box::new)).transpose();
+        let session = session.expect("the configuration has all that a session needs");
         let Some(key) = self.broker.open(now, address) else { return self.count() };
         let waker = self.ready.waker(key);
         // CONNECT is often there already.
         waker.rearm().wake();
-        let entry = self.peers.insert(Peer { stream, waker, unread: true });
+        let entry = self.peers.insert(Peer::new(stream, session, address, waker));
         debug_assert_eq!(entry, key, "both slabs fill and empty in the same order");
     }
 
@@ -396,14 +367,17 @@ impl Server {
         self.ready.take(&mut woken);
         keys.append(&mut woken);
         let mut urgent = false;
+        let mut handshakes = 0;
         for (index, key) in keys.iter().enumerate() {
             let Some(peer) = self.peers.get_mut(*key) else { continue };
             peer.unread = true;
+            handshakes += usize::from(peer.is_handshaking());
             self.send(now, *key);
             if serving && self.room.is_none() {
                 urgent |= self.read(now, *key);
             }
-            if self.stage.group.size_bytes >= GROUP_BYTES && self.room.is_none() {
+            let is_full = self.stage.group.size_bytes >= GROUP_BYTES || handshakes >= HANDSHAKES_PER_ROUND;
+            if is_full && self.room.is_none() {
                 self.waiting = keys.split_off(index + 1);
                 break;
             }
@@ -429,25 +403,41 @@ impl Server {
                 return at_limit;
             }
             let Some(peer) = self.peers.get_mut(key).filter(|peer| peer.unread) else { return at_limit };
-            let waker = peer.waker.rearm();
-            let mut buffer = ReadBuf::new(&mut self.buffer);
-            let polled = Pin::new(&mut peer.stream).poll_read(&mut Context::from_waker(&waker), &mut buffer);
-            match polled {
-                Poll::Pending => {
-                    peer.unread = false;
-                    return at_limit;
-                }
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    at_limit |= self.broker.received(now, key, buffer.filled(), &mut self.stage);
+            let (was_handshaking, before_bytes) = (peer.is_handshaking(), peer.incomplete_bytes());
+            let came = peer.read(&mut self.buffers);
+            self.incomplete_bytes = self.incomplete_bytes - before_bytes + peer.incomplete_bytes();
+            match came {
+                Came::Nothing => return at_limit,
+                Came::Bytes(bytes) => {
+                    if was_handshaking && !peer.is_handshaking() {
+                        let user = peer.certificate_user(self.config.certificate_user);
+                        self.broker.identified(key, user.map(String::into_boxed_str));
+                    }
+                    at_limit |= self.broker.received(now, key, bytes, &mut self.stage);
                     if self.stage.group.size_bytes >= GROUP_BYTES {
                         // There may be more; it has its turn in the next round.
-                        waker.wake();
+                        peer.waker.rearm().wake();
                         return at_limit;
                     }
                 }
-                Poll::Ready(_) => {
+                Came::End => {
                     self.close(now, key);
                     return at_limit;
+                }
+                Came::Refused(error) => {
+                    info!(source = self.config.name, address = %peer.address, %error, "TLS ended");
+                    if !was_handshaking {
+                        self.stage.counters.rejected("tls", 1);
+                    }
+                    self.send(now, key);
+                    self.close(now, key);
+                    return at_limit;
+                }
+            }
+            if self.incomplete_bytes > INCOMPLETE_BYTES_MAX {
+                let largest = self.peers.iter().max_by_key(|(_, peer)| peer.incomplete_bytes());
+                if let Some((largest, _)) = largest {
+                    self.close(now, largest);
                 }
             }
         }
@@ -455,23 +445,22 @@ impl Server {
 
     /// Sends what there is for `key`, as far as the socket takes it.
     fn send(&mut self, now: Monotonic, key: ConnectionKey) {
-        while let Some(out) = self.broker.output(now, key)
-            && !out.is_empty()
-        {
-            let Some(peer) = self.peers.get_mut(key) else { return };
-            let waker = peer.waker.rearm();
-            match Pin::new(&mut peer.stream).poll_write(&mut Context::from_waker(&waker), out) {
-                Poll::Ready(Ok(sent)) if sent > 0 => {
-                    out.advance(sent);
-                    if out.is_empty() {
-                        *out = BytesMut::new(); // no buffer for an idle connection
-                    }
-                }
-                Poll::Pending => break,
-                Poll::Ready(_) => return self.close(now, key),
+        loop {
+            let (Some(out), Some(peer)) = (self.broker.output(now, key), self.peers.get_mut(key)) else {
+                return;
+            };
+            let had_some = !out.is_empty();
+            match peer.send(out) {
+                // There may be more for its subscriber now.
+                Sent::All if had_some && !peer.is_handshaking() => {}
+                Sent::All | Sent::Part => break,
+                Sent::Broken => return self.close(now, key),
             }
         }
         if self.broker.is_done(key) {
+            if let Some(peer) = self.peers.get_mut(key) {
+                peer.finish();
+            }
             self.close(now, key);
         }
     }
@@ -479,7 +468,11 @@ impl Server {
     fn close(&mut self, now: Monotonic, key: ConnectionKey) {
         self.broker.remove(now, key, &mut self.stage);
         // Dropped, the socket is closed behind what was sent.
-        self.peers.try_remove(key);
+        let Some(peer) = self.peers.try_remove(key) else { return };
+        self.incomplete_bytes -= peer.incomplete_bytes();
+        if peer.is_handshaking() {
+            self.stage.counters.rejected("tls_handshake", 1);
+        }
     }
 
     /// Sends what was decided, submits what was read, and counts.
@@ -503,6 +496,13 @@ impl Server {
                     None => self.room = Some(Box::pin(intake.reserve(group.size_bytes))),
                 }
             }
+        }
+        if self.check.is_none()
+            && let Some((key, id, check)) = self.broker.question()
+        {
+            // Nobody is let in by a panic; there is none.
+            let passes = move || catch_unwind(AssertUnwindSafe(|| check.passes())).unwrap_or(false);
+            self.check = Some(spawn_blocking(move || (key, id, passes())));
         }
         self.count();
         Ok(())
@@ -577,9 +577,9 @@ impl Server {
 }
 
 /// Waits for ever if there is nothing to wait for.
-async fn optional(room: &mut Room) -> Result<Reservation, IntakeClosed> {
-    match room {
-        Some(room) => room.await,
+async fn optional<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
         None => std::future::pending().await,
     }
 }

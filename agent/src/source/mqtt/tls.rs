@@ -6,14 +6,14 @@ use tokio_rustls::{
     TlsConnector,
     rustls::{
         AlertDescription, CertificateError, ClientConfig, Error as RustlsError, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+        pki_types::ServerName,
     },
 };
 
 use crate::{
-    config::{Broker, ClientCertificate, MqttTls},
+    config::{Broker, Certificate, MqttTls},
     secret::{FileRef, Unreadable},
+    tls,
 };
 
 /// Why there is no TLS with a broker. Its text says what an operator can do; the source tries again in any case.
@@ -101,48 +101,33 @@ impl TlsError {
 /// [`TlsError`], about what is ours. The handshake has its errors in [`io::Error`]s: [`TlsError::of`].
 pub(super) fn connector(
     broker: &Broker,
-    tls: &MqttTls,
+    config: &MqttTls,
 ) -> Result<(TlsConnector, ServerName<'static>), TlsError> {
-    let name = tls.server_name.as_ref().unwrap_or(&broker.host);
+    let name = config.server_name.as_ref().unwrap_or(&broker.host);
     let name = ServerName::try_from(name.clone())
         .map_err(|_| TlsError::WrongName(CertificateError::NotValidForName))?;
-    Ok((TlsConnector::from(Arc::new(client(tls)?)), name))
+    Ok((TlsConnector::from(Arc::new(client(config)?)), name))
 }
 
-fn client(tls: &MqttTls) -> Result<ClientConfig, TlsError> {
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+fn client(config: &MqttTls) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Other)?
-        .with_root_certificates(roots(tls.ca_file.as_ref())?);
-    let Some(ClientCertificate { cert_file, key }) = &tls.client else {
-        return Ok(config.with_no_client_auth());
+        .with_root_certificates(roots(config.ca_file.as_ref())?);
+    let Some(Certificate { cert_file, key }) = &config.client else {
+        return Ok(builder.with_no_client_auth());
     };
-    let chain = certificates(cert_file)?;
-    let key = PrivateKeyDer::from_pem_slice(key.load()?.expose().as_bytes())
-        .map_err(|_| key.unusable("holds no private key in PEM"))?;
-    config.with_client_auth_cert(chain, key).map_err(TlsError::ClientCertificate)
+    let (chain, key) = (tls::certificates(cert_file)?, tls::private_key(key)?);
+    builder.with_client_auth_cert(chain, key).map_err(TlsError::ClientCertificate)
 }
 
 /// The CAs that may have signed the broker's certificate.
 fn roots(ca_file: Option<&FileRef>) -> Result<RootCertStore, TlsError> {
+    if let Some(file) = ca_file {
+        return Ok(tls::roots(file)?);
+    }
     let mut roots = RootCertStore::empty();
-    match ca_file {
-        Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|error| file.unusable(format!("is of no use: {error}")))?;
-            }
-        }
-        // One bad certificate in the bundle is no reason to trust none of it.
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-    }
+    // One bad certificate in the bundle is no reason to trust none of it.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(TlsError::NoCaBundle) } else { Ok(roots) }
-}
-
-fn certificates(file: &FileRef) -> Result<Vec<CertificateDer<'static>>, Unreadable> {
-    let bytes = file.read()?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(file.unusable("holds no certificate in PEM")),
-    }
 }

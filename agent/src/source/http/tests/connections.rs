@@ -1,16 +1,18 @@
 //! Clients of the test's own.
 
+use std::fs;
+
 use axum::http::StatusCode;
 use serde_json::Value as Json;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     task::JoinHandle,
 };
 
 use super::*;
 use crate::source::testing::{FakePipeline, on_one_thread, within};
 
-const TOKEN: &str = "0123456789abcdef";
+pub(super) const TOKEN: &str = "0123456789abcdef";
 
 pub(super) fn start(config: HttpSource) -> FakePipeline {
     FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
@@ -43,8 +45,12 @@ impl Answer {
 
 /// Sends `request` on a connection of its own and reads until the other end closes.
 pub(super) async fn send(address: SocketAddr, request: &[u8]) -> Answer {
+    send_on(TcpStream::connect(address).await.expect("it listens"), request).await
+}
+
+/// The same over a connection that is there.
+pub(super) async fn send_on(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Answer {
     within("an answer", async {
-        let mut stream = TcpStream::connect(address).await.expect("it listens");
         stream.write_all(request).await.expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("it answers in text");
@@ -171,7 +177,7 @@ fn limits_are_answered_with_their_status() {
         fs::write(&path, format!("{TOKEN}\n")).expect("writable");
         let address = free_address();
         let config = HttpSource {
-            token_file: Some(path),
+            token_file: Some(FileRef { key: "k".into(), path }),
             body_timeout: Duration::from_millis(50),
             commit_timeout: Duration::from_millis(50),
             ..config(address)
@@ -349,7 +355,10 @@ fn an_address_in_use_or_a_wrong_token_file_is_told_and_tried_again() {
         let path = dir.path().join("tokens");
         let other = std::net::TcpListener::bind(free_address()).expect("free");
         let address = other.local_addr().expect("bound");
-        let config = HttpSource { token_file: Some(path.clone()), ..config(address) };
+        let config = HttpSource {
+            token_file: Some(FileRef { key: "k".into(), path: path.clone() }),
+            ..config(address)
+        };
         let pipeline = start(config.clone());
         let says = |what: &'static str| {
             move |state: &crate::source::metrics::SourceState| {

@@ -12,7 +12,7 @@ const RAW: (&str, &str) = ("content-type", "application/octet-stream");
 const LINES: (&str, &str) = ("content-type", "application/x-ndjson; charset=utf-8");
 
 fn api(tokens: Option<&str>) -> Api {
-    let tokens = tokens.map(|text| TokenFile::parse(text).expect("tokens"));
+    let tokens = tokens.map(|text| TokenFile::parse(text).expect("tokens").into());
     Api::new(&config(free_address()), tokens, RECORD_BYTES_MAX, INTAKE_BYTES).expect("good routes")
 }
 

@@ -100,7 +100,8 @@ impl Broker {
             expires_at: expiry_s.map(|s| now + Duration::from_secs(s.into())),
         });
         for (session, options) in wanted {
-            if options.no_local && from == Some(session) {
+            let is_own = options.no_local && from == Some(session);
+            if is_own || !self.access.receive(self.sessions[session].client(), topic) {
                 continue;
             }
             let qos = publish.qos.min(options.qos);
@@ -155,7 +156,12 @@ impl Broker {
                             RetainHandling::Never => false,
                         };
                         if wanted {
-                            retained.extend(self.retained.matching(filter).map(|message| {
+                            let client = self.sessions[session].client();
+                            let readable = self
+                                .retained
+                                .matching(filter)
+                                .filter(|message| self.access.receive(client, &message.topic));
+                            retained.extend(readable.map(|message| {
                                 Delivery::retained(Arc::clone(message), message.qos.min(options.qos))
                             }));
                         }
@@ -197,6 +203,11 @@ impl Broker {
         session.will_at = None;
         let Some(will) = session.will.take() else { return };
         if let Ok(Packet::Publish(publish)) = packet::decode(MqttVersion::V5, &will.packet) {
+            // It was allowed at CONNECT; the rules may be others now.
+            if !self.access.publish(session.client(), publish.topic) {
+                *self.drops.entry("not_authorized").or_default() += 1;
+                return;
+            }
             let payload = will.packet.slice_ref(publish.payload);
             let message =
                 Incoming { topic: publish.topic, payload: payload.clone(), properties: publish.properties };

@@ -265,34 +265,3 @@ fn a_client_over_its_rate_is_read_later() {
     bench.send(key, &publish(0x30, "room/1", 0, &"a".repeat(100)));
     assert!(!bench.broker.may_read(bench.now, key));
 }
-
-#[test]
-fn the_hook_decides_who_connects_publishes_and_subscribes() {
-    let mut bench = Bench::with(config(), Box::new(Strict));
-    let login =
-        |user: &str, password: &str| connect_with("c", 0xc2, &[], &[text(user), text(password)].concat());
-    let key = bench.open();
-    assert_eq!(bench.send(key, &connect_v3("c", true)), [0x20, 2, 0, 5]);
-    let key = bench.open();
-    assert_eq!(bench.send(key, &login("u", "wrong"))[3], 0x86);
-    let (key, _) = bench.connect(&login("u", "p"));
-    let denied = [publish(0x32, "secret/1", 1, "a"), publish(0x34, "secret/1", 2, "a")].concat();
-    assert_eq!(bench.send(key, &denied), [0x40, 3, 0, 1, 0x87, 0x50, 3, 0, 2, 0x87]);
-    assert_eq!(bench.taken.messages, []);
-    assert_eq!(bench.broker.drops()["not_authorized"], 2);
-    assert_eq!(bench.send(key, &subscribe(&[("secret/#", 0)])), [0x90, 4, 0, 1, 0, 0x87]);
-    let key = bench.open();
-    let will = [text("secret/1"), text(""), text("u"), text("p")].concat();
-    assert_eq!(bench.send(key, &connect_with("d", 0xc6, &[], &[vec![0], will].concat()))[3], 0x87);
-}
-
-#[test]
-fn without_passwords_only_the_gateway_itself_is_let_in_unless_said_otherwise() {
-    let from = |address: [u8; 4], anonymous| {
-        let credentials = Credentials { address: address.into(), client_id: "c", user: None, password: None };
-        ByAddress(anonymous).connect(&credentials)
-    };
-    assert_eq!(from([127, 0, 0, 9], Anonymous::Loopback), Ok(()));
-    assert_eq!(from([10, 0, 0, 9], Anonymous::Loopback), Err(Denied::NotAuthorized));
-    assert_eq!(from([10, 0, 0, 9], Anonymous::Anywhere), Ok(()));
-}

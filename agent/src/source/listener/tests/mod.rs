@@ -1,20 +1,22 @@
-//! The listener without sockets in [`broker`], with them in [`sockets`].
+//! The listener without sockets in [`broker`], [`sessions`] and [`access`], with them in [`sockets`], [`secure`] and, in part, [`access`].
 
+mod access;
 mod broker;
 mod memory;
+mod secure;
 mod sessions;
 mod sockets;
 
 use std::time::Duration;
 
 use super::{
-    access::{Access, ByAddress, Client, Credentials, Denied},
+    access::{Access, Configured},
     broker::{Broker, ConnectionKey, Incoming, Store},
     connection::Connection,
     packet::TOPIC_BYTES_MAX,
 };
 use crate::{
-    config::{Anonymous, Listener, Route, RouteDecode, Value},
+    config::{Anonymous, CertificateUser, Listener, Route, RouteDecode, Value},
     env::{Entropy, Monotonic},
     intake::{Acknowledgement, Ticket},
     record::StreamName,
@@ -27,6 +29,10 @@ fn config() -> Listener {
         name: "test".into(),
         listen: "127.0.0.1:0".parse().expect("an address"),
         anonymous: Anonymous::Loopback,
+        password_file: None,
+        acl_file: None,
+        tls: None,
+        certificate_user: CertificateUser::None,
         max_connections: 10,
         connect_timeout: Duration::from_secs(10),
         max_packet_bytes: 4096,
@@ -124,27 +130,6 @@ impl Entropy for Counter {
     }
 }
 
-/// Nobody may publish to what begins with `secret`, nor subscribe to it; the user is `u` with the password `p`.
-struct Strict;
-
-impl Access for Strict {
-    fn connect(&self, credentials: &Credentials<'_>) -> Result<(), Denied> {
-        match (credentials.user, credentials.password) {
-            (Some("u"), Some(b"p")) => Ok(()),
-            (None, _) => Err(Denied::NotAuthorized),
-            _ => Err(Denied::BadUserNameOrPassword),
-        }
-    }
-
-    fn publish(&self, _: Client<'_>, topic: &str) -> bool {
-        !topic.starts_with("secret")
-    }
-
-    fn subscribe(&self, _: Client<'_>, filter: &str) -> bool {
-        !filter.starts_with("secret")
-    }
-}
-
 /// A broker with its store and a clock that stands.
 struct Bench {
     broker: Broker,
@@ -154,7 +139,7 @@ struct Bench {
 
 impl Bench {
     fn new(config: Listener) -> Self {
-        Self::with(config, Box::new(ByAddress(Anonymous::Loopback)))
+        Self::with(config, Box::new(Configured::from(Anonymous::Loopback)))
     }
 
     fn with(config: Listener, access: Box<dyn Access>) -> Self {

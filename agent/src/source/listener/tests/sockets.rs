@@ -14,11 +14,11 @@ use crate::{
     },
 };
 
-struct Device(TcpStream);
+pub(super) struct Device(TcpStream);
 
 impl Device {
-    /// A connection whose CONNECT was accepted.
-    async fn connect(config: &Listener, id: &str) -> Self {
+    /// A connection that has sent nothing.
+    pub(super) async fn open(config: &Listener) -> Self {
         let stream = within("a connection", async {
             loop {
                 if let Ok(stream) = TcpStream::connect(config.listen).await {
@@ -27,17 +27,22 @@ impl Device {
                 tokio::task::yield_now().await;
             }
         });
-        let mut device = Self(stream.await);
+        Self(stream.await)
+    }
+
+    /// A connection whose CONNECT was accepted.
+    pub(super) async fn connect(config: &Listener, id: &str) -> Self {
+        let mut device = Self::open(config).await;
         device.send(&connect_v3(id, true)).await;
         assert_eq!(device.read::<4>().await, [0x20, 2, 0, 0]);
         device
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.expect("writes");
     }
 
-    async fn read<const N: usize>(&mut self) -> [u8; N] {
+    pub(super) async fn read<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         within("an answer", self.0.read_exact(&mut bytes)).await.expect("reads");
         bytes
@@ -49,7 +54,7 @@ impl Device {
         assert_eq!(self.read::<2>().await, [0xd0, 0]);
     }
 
-    async fn ended(&mut self) {
+    pub(super) async fn ended(&mut self) {
         let mut rest = Vec::new();
         // A reset is an end too.
         let _ = within("the end", self.0.read_to_end(&mut rest)).await;

@@ -1,43 +1,19 @@
 //! The source against a real Mosquitto with TLS and passwords: certificates, names and passwords that are right, wrong,
 //! and changed while the source runs.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, process::Command};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::KeyPair;
 
 use super::*;
 use crate::{
-    config::{ClientCertificate, Login},
+    config::{Certificate, Login},
     secret::{FileRef, SecretRef},
     source::testing::{Mosquitto, free_address, on_one_thread, within},
+    testing::{Age, Files},
 };
 
-/// A directory with what the source and its broker are configured with.
-struct Files(tempfile::TempDir);
-
-/// Whether a certificate that is made for a test is over.
-#[derive(Clone, Copy)]
-enum Age {
-    Good,
-    Expired,
-}
-
-/// A CA of the test's own.
-struct Authority(Issuer<'static, KeyPair>);
-
 impl Files {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a directory"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).expect("writes");
-    }
-
     fn file(&self, name: &str) -> Option<FileRef> {
         Some(FileRef { key: format!("source.mqtt[0].tls.{name}"), path: self.path(name) })
     }
@@ -45,29 +21,6 @@ impl Files {
     fn secret(&self, name: &str) -> SecretRef {
         let place = format!("file:{}", self.path(name).display());
         SecretRef::parse(&format!("source.mqtt[0].{name}"), &place).expect("a place")
-    }
-
-    /// A CA whose certificate is written to `name`.
-    fn authority(&self, name: &str) -> Authority {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, "the test's CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        self.write(name, &params.self_signed(&key).expect("signs").pem());
-        Authority(Issuer::new(params, key))
-    }
-
-    /// Writes `<name>.crt` and `<name>.key` for `subject`, signed by `authority`.
-    fn certificate(&self, authority: &Authority, name: &str, subject: &str, age: Age) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec![subject.to_owned()]).expect("a name");
-        params.distinguished_name.push(DnType::CommonName, subject);
-        if matches!(age, Age::Expired) {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
-        self.write(&format!("{name}.crt"), &params.signed_by(&key, &authority.0).expect("signs").pem());
-        self.write(&format!("{name}.key"), &key.serialize_pem());
     }
 
     /// Options of a broker with the certificate `broker.crt`.
@@ -189,7 +142,7 @@ fn a_client_certificate_is_shown_and_a_renewed_one_needs_no_restart() {
         let mut config = files.source("127.0.0.1", broker.port());
         down_because(&start(config.clone()), "the broker wants a client certificate").await;
         let cert_file = files.file("agent.crt").expect("it has a name");
-        config.tls.client = Some(ClientCertificate { cert_file, key: files.secret("agent.key") });
+        config.tls.client = Some(Certificate { cert_file, key: files.secret("agent.key") });
         let pipeline = start(config.clone());
         down_because(&pipeline, "the broker refuses our certificate").await;
         files.certificate(&authority, "agent", "agent", Age::Good);
