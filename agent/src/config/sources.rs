@@ -118,6 +118,10 @@ pub struct Listener {
     pub max_packet_bytes: usize,
     /// Messages that a client may have unacknowledged; at least 1.
     pub receive_maximum: u16,
+    /// Whether MQTT 5 clients are told that a message does not decode.
+    pub reject_invalid: bool,
+    /// Whether they are told that a policy has dropped a message: some stream has `drop-newest`.
+    pub tells_drops: bool,
     /// Longest keep-alive of an MQTT 5 client, in seconds; at least 1.
     pub keep_alive_max_s: u16,
     /// Longest time that a session outlives its connection.

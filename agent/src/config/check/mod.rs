@@ -198,9 +198,10 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
         check.mqtt(&key, source, &gateway.id)
     });
+    let tells_drops = raw.stream.iter().any(|stream| stream.policy == Policy::DropNewest);
     let listener: Vec<_> = each(&raw.source.listener, "source.listener", |key, source| {
         check.unique(&format!("{key}.name"), &source.name, &mut names);
-        check.listener(&key, source)
+        check.listener(&key, source, tells_drops)
     });
     let serial: Vec<_> = each(&raw.source.serial, "source.serial", |key, source| {
         check.unique(&format!("{key}.name"), &source.name, &mut names);

@@ -109,7 +109,8 @@ impl Checker {
         }
     }
 
-    pub(super) fn listener(&mut self, key: &str, raw: &RawListener) -> Option<Listener> {
+    /// `tells_drops` says whether a stream drops the newest.
+    pub(super) fn listener(&mut self, key: &str, raw: &RawListener, tells_drops: bool) -> Option<Listener> {
         let at = |name: &str| format!("{key}.{name}");
         if raw.route.is_empty() {
             self.fault(&at("route"), "[]", "at least one [[source.listener.route]]");
@@ -146,6 +147,8 @@ impl Checker {
             connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
             max_packet_bytes: size(raw.max_packet_bytes.into()),
             receive_maximum: raw.receive_maximum,
+            reject_invalid: raw.reject_invalid,
+            tells_drops,
             keep_alive_max_s: raw.keep_alive_max_s,
             session_expiry_max: Duration::from_secs(raw.session_expiry_max_s.into()),
             client_bytes_per_second: raw.client_bytes_per_second,

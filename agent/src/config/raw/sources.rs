@@ -135,6 +135,8 @@ pub struct RawListener {
     /// Messages that a client may have unacknowledged: MQTT's Receive Maximum. A commit starts early when it is reached.
     #[schemars(range(min = 1, max = 65_535))]
     pub receive_maximum: u16,
+    /// Whether an MQTT 5 client is told by reason code 0x99 that its message does not decode. It is a dead letter in any case.
+    pub reject_invalid: bool,
     /// Longest keep-alive, in seconds, which MQTT 5 clients that ask for more or none are told to use.
     #[schemars(range(min = 5, max = 65_535))]
     pub keep_alive_max_s: u16,
@@ -170,6 +172,7 @@ impl Default for RawListener {
             connect_timeout_ms: 10_000,
             max_packet_bytes: 256 * 1024,
             receive_maximum: 1024,
+            reject_invalid: false,
             keep_alive_max_s: 1200,
             session_expiry_max_s: 24 * 3600,
             client_bytes_per_second: 0,

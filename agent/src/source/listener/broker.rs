@@ -54,10 +54,22 @@ pub(super) struct Incoming<'a> {
     pub(super) properties: Properties<'a>,
 }
 
+/// A message that is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// What it becomes durable with, and its place there.
+    pub(super) place: Place,
+    /// It does not decode, and its client is to be told so.
+    pub(super) is_invalid: bool,
+}
+
+/// The ticket of a submission, and which of its records.
+pub(super) type Place = (Ticket, usize);
+
 /// Where messages are made durable.
 pub(super) trait Store {
-    /// Takes a message. Returns the ticket of the commit that will hold it, `None` if it is not to be stored.
-    fn store(&mut self, message: Incoming<'_>) -> Option<Ticket>;
+    /// Takes a message; `None` if it is not to be stored.
+    fn store(&mut self, message: Incoming<'_>) -> Option<Taken>;
 
     /// The ticket that covers all that was taken.
     fn last_ticket(&self) -> Ticket;
@@ -288,19 +300,24 @@ impl Broker {
         self.connections[key].is_at_its_limit()
     }
 
-    /// A commit is done: answers what it covers.
-    pub(super) fn acknowledged(&mut self, acknowledgement: Acknowledgement) {
+    /// A commit is done: answers what it covers. Instead of what is `dropped` it holds gap records.
+    pub(super) fn acknowledged(&mut self, acknowledgement: Acknowledgement, dropped: &BTreeSet<Place>) {
         self.last_acknowledgement = Some(acknowledgement);
         while let Some((_, key)) = self.due.pop_front_if(|(ticket, _)| *ticket <= acknowledgement.through()) {
-            self.answer_due(key, acknowledgement);
+            self.answer_due(key, acknowledgement, dropped);
         }
     }
 
-    fn answer_due(&mut self, key: ConnectionKey, acknowledgement: Acknowledgement) {
+    fn answer_due(
+        &mut self,
+        key: ConnectionKey,
+        acknowledgement: Acknowledgement,
+        dropped: &BTreeSet<Place>,
+    ) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(session) = connection.session() else { return };
         let before = connection.unacknowledged();
-        connection.acknowledged(acknowledgement, &mut self.sessions[session].known);
+        connection.acknowledged(acknowledgement, dropped, &mut self.sessions[session].known);
         self.unacknowledged -= before - connection.unacknowledged();
         self.touched.insert(key);
         self.note_window(session);

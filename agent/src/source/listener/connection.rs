@@ -2,11 +2,16 @@
 //!
 //! What concerns more than one connection, sessions and messages to subscribers, is in [`broker`](super::broker).
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
+    broker::{Place, Taken},
     outbox::Capacity,
     packet::{self, PacketError, Publish, Reason},
     questions::QuestionId,
@@ -56,9 +61,20 @@ pub(super) struct Answer {
     digest: u32,
     /// For MQTT 5.
     reason: Reason,
+    /// Where the message is to be stored.
+    place: Option<Place>,
 }
 
 impl Answer {
+    /// The same for what became of the message.
+    pub(super) fn to(self, taken: Option<Taken>) -> Self {
+        let reason = match taken {
+            Some(taken) if taken.is_invalid => Reason::PayloadFormatInvalid,
+            _ => self.reason,
+        };
+        Self { reason, place: taken.map(|taken| taken.place), ..self }
+    }
+
     /// The same with another reason code than success.
     pub(super) fn with_reason(self, reason: Reason) -> Self {
         Self { reason, ..self }
@@ -289,8 +305,13 @@ impl Connection {
             return Ok(Arrival::New(None));
         }
         let digest = digest(publish);
-        let answer =
-            Answer { packet_id: publish.packet_id, qos: publish.qos, digest, reason: Reason::Success };
+        let answer = Answer {
+            packet_id: publish.packet_id,
+            qos: publish.qos,
+            digest,
+            reason: Reason::Success,
+            place: None,
+        };
         let before = known.remove(&publish.packet_id);
         // A client that lost its memory gives an id to another message: only one that is equal is a repetition, and with QoS 1,
         // where the id is free after PUBACK, only one that says so.
@@ -328,10 +349,17 @@ impl Connection {
         }
     }
 
-    /// Answers what `acknowledgement` covers.
-    pub(super) fn acknowledged(&mut self, acknowledgement: Acknowledgement, known: &mut Known) {
+    /// Answers what `acknowledgement` covers, of which a policy has `dropped` some.
+    pub(super) fn acknowledged(
+        &mut self,
+        acknowledgement: Acknowledgement,
+        dropped: &BTreeSet<Place>,
+        known: &mut Known,
+    ) {
         let mut waiting = std::mem::take(&mut self.waiting);
         for answer in waiting.release(acknowledgement) {
+            let is_dropped = answer.place.is_some_and(|place| dropped.contains(&place));
+            let answer = if is_dropped { answer.with_reason(Reason::QuotaExceeded) } else { answer };
             self.write(answer, known);
         }
         if !waiting.is_empty() {

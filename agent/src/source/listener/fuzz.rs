@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     access::Configured,
-    broker::{Broker, Incoming, Store},
+    broker::{self, Broker, Incoming, Store},
     packet::{Packet, PacketError, decode, frame},
 };
 use crate::{
@@ -42,6 +42,8 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
         connect_timeout: Duration::from_secs(10),
         max_packet_bytes: PACKET_BYTES_MAX,
         receive_maximum: 4,
+        reject_invalid: true,
+        tells_drops: false,
         keep_alive_max_s: 60,
         session_expiry_max: Duration::from_secs(60),
         client_bytes_per_second: 0,
@@ -72,9 +74,9 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
 struct Taken(Vec<(String, Vec<u8>)>);
 
 impl Store for Taken {
-    fn store(&mut self, message: Incoming<'_>) -> Option<Ticket> {
+    fn store(&mut self, message: Incoming<'_>) -> Option<broker::Taken> {
         self.0.push((message.topic.to_owned(), message.payload.to_vec()));
-        Some(Ticket(1))
+        Some(broker::Taken { place: (Ticket(1), self.0.len()), is_invalid: message.payload.is_empty() })
     }
 
     fn last_ticket(&self) -> Ticket {

@@ -50,6 +50,7 @@ use bytes::Bytes;
 use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::oneshot,
     task::{JoinHandle, spawn_blocking},
     time::sleep,
 };
@@ -58,7 +59,7 @@ use tracing::{debug, error, info, warn};
 
 pub use self::open::reach;
 use self::{
-    broker::{Broker, ConnectionKey, Incoming, Store},
+    broker::{Broker, ConnectionKey, Incoming, Store, Taken},
     open::{Files, listen},
     packet::{PacketError, Value},
     peer::{Buffers, Came, Peer, Sent},
@@ -67,10 +68,10 @@ use self::{
 };
 use super::{SourceContext, metrics::SourceCounters};
 use crate::{
-    config::Listener,
+    config::{DEAD_LETTER_STREAM, Listener},
     decode::{mqtt::Router, topic::TopicFilter},
     env::Monotonic,
-    intake::{Intake, IntakeClosed, Reservation, Ticket},
+    intake::{Acknowledgement, Intake, IntakeClosed, Places, Reservation, Ticket, Unacknowledged},
     kept::Kept,
     log::Note,
     record::{Received, Record, RecordHeader},
@@ -138,6 +139,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
             router,
             local,
             record_bytes_max,
+            reject_invalid: config.reject_invalid,
             intake,
             counters,
             group: Group::default(),
@@ -153,6 +155,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         incomplete_bytes: 0,
         buffers: Buffers::default(),
         room: None,
+        asked: Unacknowledged::default(),
         check: None,
     };
     // Boxed, it does not grow the future that joins the sources.
@@ -184,6 +187,7 @@ struct Stage {
     router: Router,
     local: Vec<TopicFilter>,
     record_bytes_max: usize,
+    reject_invalid: bool,
     intake: Intake,
     counters: SourceCounters,
     group: Group,
@@ -192,7 +196,7 @@ struct Stage {
 }
 
 impl Store for Stage {
-    fn store(&mut self, message: Incoming<'_>) -> Option<Ticket> {
+    fn store(&mut self, message: Incoming<'_>) -> Option<Taken> {
         let Incoming { topic, payload, properties } = message;
         if self.local.iter().any(|filter| filter.matches(topic)) {
             return None;
@@ -212,8 +216,10 @@ impl Store for Stage {
         }
         self.counters.record(&record);
         self.group.size_bytes += record.size_bytes();
+        let place = (self.intake.next_ticket(), self.group.records.len());
+        let is_invalid = self.reject_invalid && record.stream.as_str() == DEAD_LETTER_STREAM;
         self.group.records.push(record);
-        Some(self.intake.next_ticket())
+        Some(Taken { place, is_invalid })
     }
 
     fn last_ticket(&self) -> Ticket {
@@ -243,6 +249,8 @@ struct Server {
     incomplete_bytes: usize,
     buffers: Buffers,
     room: Room,
+    /// Submissions whose records a policy may drop.
+    asked: Unacknowledged<(Ticket, oneshot::Receiver<Places>)>,
     check: CheckUnderWay,
 }
 
@@ -291,7 +299,7 @@ impl Server {
                     self.stage.intake.urge();
                 }
                 acknowledgement = self.stage.intake.acknowledged() => {
-                    self.broker.acknowledged(acknowledgement?);
+                    self.acknowledged(acknowledgement?);
                     self.settle(self.clock.monotonic())?;
                 }
                 reservation = optional(&mut self.room) => {
@@ -526,8 +534,25 @@ impl Server {
     /// Submits the group. A will that fell due while it waited for its room goes with it: it was in memory before.
     fn submit(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
         let group = std::mem::take(&mut self.stage.group);
-        self.stage.intake.submit_noting(reservation, group.records, group.notes)?;
+        let intake = &mut self.stage.intake;
+        if self.config.tells_drops {
+            let (ticket, places) = intake.submit_asking(reservation, group.records, group.notes)?;
+            self.asked.push(ticket, (ticket, places));
+        } else {
+            intake.submit_noting(reservation, group.records, group.notes)?;
+        }
         Ok(())
+    }
+
+    fn acknowledged(&mut self, acknowledgement: Acknowledgement) {
+        let mut dropped = BTreeSet::new();
+        for (ticket, mut places) in self.asked.release(acknowledgement) {
+            // It was told before.
+            let places = places.try_recv().unwrap_or_default();
+            let gone = places.iter().enumerate().filter(|(_, place)| place.is_none());
+            dropped.extend(gone.map(|(index, _)| (ticket, index)));
+        }
+        self.broker.acknowledged(acknowledgement, &dropped);
     }
 
     /// Reads clients again whose rate allows it.

@@ -1,6 +1,10 @@
 //! Messages: taken, stored, handed to those who want them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -44,9 +48,9 @@ impl Broker {
             }
             Arrival::New(answer) if self.access.publish(self.sessions[session].client(), topic) => {
                 let message = Incoming { topic, payload: payload.clone(), properties: publish.properties };
-                let ticket = store.store(message);
+                let taken = store.store(message);
                 self.deliver(now, Some(session), topic, publish, payload);
-                (ticket, answer)
+                (taken.map(|taken| taken.place.0), answer.map(|answer| answer.to(taken)))
             }
             Arrival::New(answer) => {
                 *self.drops.entry("not_authorized").or_default() += 1;
@@ -65,7 +69,7 @@ impl Broker {
                 }
                 // What is repeated may be durable already.
                 if let Some(acknowledgement) = self.last_acknowledgement.filter(|a| a.through() >= ticket) {
-                    self.answer_due(key, acknowledgement);
+                    self.answer_due(key, acknowledgement, &BTreeSet::new());
                 }
             }
         }

@@ -73,6 +73,7 @@ pub(crate) enum Reason {
     TopicAliasInvalid = 0x94,
     PacketTooLarge = 0x95,
     QuotaExceeded = 0x97,
+    PayloadFormatInvalid = 0x99,
     SharedSubscriptionsNotSupported = 0x9e,
     SubscriptionIdentifiersNotSupported = 0xa1,
 }
@@ -105,6 +106,7 @@ impl Reason {
             Self::TopicAliasInvalid => "topic_alias_invalid",
             Self::PacketTooLarge => "packet_too_large",
             Self::QuotaExceeded => "quota_exceeded",
+            Self::PayloadFormatInvalid => "payload_format_invalid",
             Self::SharedSubscriptionsNotSupported => "shared_subscriptions_not_supported",
             Self::SubscriptionIdentifiersNotSupported => "subscription_identifiers_not_supported",
         }

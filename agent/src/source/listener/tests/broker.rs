@@ -265,3 +265,23 @@ fn a_client_over_its_rate_is_read_later() {
     bench.send(key, &publish(0x30, "room/1", 0, &"a".repeat(100)));
     assert!(!bench.broker.may_read(bench.now, key));
 }
+
+#[test]
+fn an_mqtt_5_client_is_told_what_a_policy_dropped_and_what_does_not_decode() {
+    let mut bench = Bench::new(config());
+    let (key, _) = bench.connect(&connect("device", false));
+    bench.send(key, &publish(0x32, "room/1", 1, "a"));
+    bench.send(key, &publish(0x32, "room/1", 2, "b"));
+    bench.send(key, &publish(0x34, "room/1", 3, "c"));
+    bench.send(key, &publish(0x32, "room/1", 4, "invalid"));
+    let (v3, _) = bench.connect(&connect_v3("old", true));
+    bench.send(v3, &publish_v3(0x32, "room/1", 1, "invalid"));
+    bench.commit_but(&[1, 2, 4]);
+    let expected =
+        [&[0x40, 2, 0, 1][..], &[0x40, 3, 0, 2, 0x97], &[0x50, 3, 0, 3, 0x97], &[0x40, 3, 0, 4, 0x99]];
+    assert_eq!(bench.output(key), expected.concat());
+    assert_eq!(bench.output(v3), [0x40, 2, 0, 1], "MQTT 3.1.1 has no reason codes");
+    // No PUBREL follows such a PUBREC (section 4.3.3): the id is free.
+    bench.send(key, &publish(0x34, "room/1", 3, "c"));
+    assert_eq!(bench.payloads(), ["a", "b", "c", "invalid", "invalid", "c"]);
+}

@@ -37,6 +37,8 @@ fn config() -> Listener {
         connect_timeout: Duration::from_secs(10),
         max_packet_bytes: 4096,
         receive_maximum: 10,
+        reject_invalid: false,
+        tells_drops: false,
         keep_alive_max_s: 60,
         session_expiry_max: Duration::from_secs(3600),
         client_bytes_per_second: 0,
@@ -107,13 +109,15 @@ struct Taken {
 }
 
 impl Store for Taken {
-    fn store(&mut self, message: Incoming<'_>) -> Option<Ticket> {
+    fn store(&mut self, message: Incoming<'_>) -> Option<super::broker::Taken> {
         if message.topic.starts_with("home/") {
             return None;
         }
         let payload = String::from_utf8_lossy(&message.payload).into_owned();
+        let is_invalid = payload == "invalid";
         self.messages.push((message.topic.to_owned(), payload));
-        Some(Ticket(self.submitted + 1))
+        let place = (Ticket(self.submitted + 1), self.messages.len() - 1);
+        Some(super::broker::Taken { place, is_invalid })
     }
 
     fn last_ticket(&self) -> Ticket {
@@ -187,8 +191,15 @@ impl Bench {
 
     /// All that was taken becomes durable.
     fn commit(&mut self) {
+        self.commit_but(&[]);
+    }
+
+    /// All but these becomes durable; a policy has dropped them. By their place among all messages.
+    fn commit_but(&mut self, dropped: &[usize]) {
         self.taken.submitted += 1;
-        self.broker.acknowledged(Acknowledgement::for_test(Ticket(self.taken.submitted)));
+        let ticket = Ticket(self.taken.submitted);
+        let dropped = dropped.iter().map(|index| (ticket, *index)).collect();
+        self.broker.acknowledged(Acknowledgement::for_test(ticket), &dropped);
     }
 
     /// The socket broke.
