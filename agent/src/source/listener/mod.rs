@@ -17,6 +17,8 @@
 //!   rate is not read either: TCP holds it back.
 //! * **Passwords** are checked one at a time on a thread of their own, the networks of clients in turn: a check takes long on
 //!   purpose. A CONNECT waits for it, a wrong one a second longer.
+//! * **Storms**: connections are accepted at `connects_per_second`. At `max_half_open` of them without a CONNECT, the oldest goes
+//!   for the next one, once it had a second.
 //! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
 //! * **Pace**: while messages come faster than one per 5 ms, sockets are read every 2 ms and not for each of them.
 //! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
@@ -28,6 +30,7 @@ mod connection;
 pub(crate) mod fuzz;
 mod open;
 mod outbox;
+mod pace;
 pub(crate) mod packet;
 mod peer;
 mod questions;
@@ -60,6 +63,7 @@ pub use self::open::reach;
 use self::{
     broker::{Broker, ConnectionKey, Incoming, Store},
     open::{Files, listen},
+    pace::Pace,
     packet::{PacketError, Value},
     peer::{Buffers, Came, Peer, Sent},
     questions::QuestionId,
@@ -128,6 +132,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     context.health.healthy();
     let local = config.local_topic_filters.iter().map(|filter| TopicFilter::new(filter)).collect();
     let SourceContext { intake, clock, entropy, counters, mut shutdown, .. } = context;
+    let connects = Pace::new(config.connects_per_second);
     let server = Server {
         broker: Broker::new(config.clone(), Box::new(access), entropy),
         stage: Stage {
@@ -141,6 +146,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         },
         clock,
         config,
+        connects,
         peers: Slab::new(),
         ready: Ready::default(),
         waiting: Vec::new(),
@@ -221,6 +227,7 @@ struct Server {
     broker: Broker,
     stage: Stage,
     clock: Arc<dyn crate::env::Clock>,
+    connects: Pace,
     peers: Slab<Peer>,
     ready: Ready,
     /// Keys of the round that was cut short because the group was full.
@@ -267,7 +274,8 @@ impl Server {
             if let Some(&(at, _)) = self.paused.first() {
                 wake_at = wake_at.min(at);
             }
-            for at in [accept_at, read_at] {
+            let accept_at_now = accept_at.max(self.connects.ready_at()).max(self.broker.accept_at());
+            for at in [accept_at_now, read_at] {
                 if now < at {
                     wake_at = wake_at.min(at);
                 }
@@ -312,12 +320,15 @@ impl Server {
                     // The other tasks of this thread: the commit, for one.
                     tokio::task::yield_now().await;
                 }
-                accepted = listener.accept(), if serving && now >= accept_at => match accepted {
+                accepted = listener.accept(), if serving && now >= accept_at_now => match accepted {
                     Ok((stream, address)) => {
                         self.accept(now, stream, address.ip());
                         // The next `accept` waits for those that are not there yet.
                         let mut no_wait = Context::from_waker(Waker::noop());
                         for _ in 1..ACCEPT_BATCH {
+                            if now < self.connects.ready_at().max(self.broker.accept_at()) {
+                                break;
+                            }
                             let Poll::Ready(Ok((stream, address))) = listener.poll_accept(&mut no_wait) else { break };
                             self.accept(now, stream, address.ip());
                         }
@@ -335,12 +346,13 @@ impl Server {
 
     fn accept(&mut self, now: Monotonic, stream: TcpStream, address: IpAddr) {
         self.stage.counters.connections.inc();
+        self.connects.take(now);
         // Answers are gathered here, per commit; the kernel shall not hold them back once more. A socket that does not take the
         // option serves all the same.
         let _ = stream.set_nodelay(true);
         let session = self.tls.as_ref().map(|tls| Session::new(tls.get()).map(Box::new)).transpose();
         let session = session.expect("the configuration has all that a session needs");
-        let Some(key) = self.broker.open(now, address) else { return self.count() };
+        let Some(key) = self.broker.open(now, address, &mut self.stage) else { return self.count() };
         let waker = self.ready.waker(key);
         // CONNECT is often there already.
         waker.rearm().wake();
@@ -386,8 +398,10 @@ impl Server {
         let mut at_limit = false;
         loop {
             if !self.broker.may_read(now, key) {
-                if let Some(at) = self.broker.read_at(now, key) {
-                    self.paused.insert((at, key));
+                if let Some(at) = self.broker.read_at(now, key)
+                    && self.paused.insert((at, key))
+                {
+                    self.stage.counters.held_back();
                 }
                 return at_limit;
             }
