@@ -150,6 +150,11 @@ mod tests {
     use super::*;
     use crate::secret::FileRef;
 
+    fn in_paused_time(test: impl Future<Output = ()>) {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().expect("a runtime").block_on(test);
+    }
+
     struct Bench {
         file: FileRef,
         ask: watch::Sender<()>,
@@ -188,36 +193,40 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_changed_file_is_read_when_it_rests_or_somebody_asks() {
-        let bench = Bench::new();
-        assert_eq!(bench.after(LOOK_INTERVAL).await, "one");
-        bench.write("three");
-        assert_eq!(bench.after(LOOK_INTERVAL).await, "one", "somebody may be writing");
-        bench.write("three and more");
-        assert_eq!(bench.after(LOOK_INTERVAL).await, "one", "somebody is");
-        assert_eq!(bench.after(LOOK_INTERVAL).await, "three and more");
-        bench.write("four");
-        bench.ask.send_replace(());
-        assert_eq!(bench.after(Duration::ZERO).await, "four");
+    #[test]
+    fn a_changed_file_is_read_when_it_rests_or_somebody_asks() {
+        in_paused_time(async {
+            let bench = Bench::new();
+            assert_eq!(bench.after(LOOK_INTERVAL).await, "one");
+            bench.write("three");
+            assert_eq!(bench.after(LOOK_INTERVAL).await, "one", "somebody may be writing");
+            bench.write("three and more");
+            assert_eq!(bench.after(LOOK_INTERVAL).await, "one", "somebody is");
+            assert_eq!(bench.after(LOOK_INTERVAL).await, "three and more");
+            bench.write("four");
+            bench.ask.send_replace(());
+            assert_eq!(bench.after(Duration::ZERO).await, "four");
+        });
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_file_of_no_use_changes_nothing_and_is_told_until_it_is_good() {
-        let bench = Bench::new();
-        let said = || bench.told.health.state().error;
-        bench.write([0xff]);
-        bench.ask.send_replace(());
-        assert_eq!(bench.after(Duration::ZERO).await, "one");
-        assert!(said().is_some_and(|cause| cause.starts_with("k: ") && cause.ends_with("is not UTF-8")));
-        fs::remove_file(&bench.file.path).expect("removes");
-        bench.after(LOOK_INTERVAL).await;
-        assert_eq!(bench.after(LOOK_INTERVAL).await, "one");
-        assert!(said().is_some_and(|cause| cause.contains("No such file")));
-        assert_eq!(bench.told.failures.get(), 2);
-        bench.write("good");
-        bench.after(LOOK_INTERVAL).await;
-        assert_eq!(bench.after(LOOK_INTERVAL).await, "good");
-        assert_eq!(said(), None);
+    #[test]
+    fn a_file_of_no_use_changes_nothing_and_is_told_until_it_is_good() {
+        in_paused_time(async {
+            let bench = Bench::new();
+            let said = || bench.told.health.state().error;
+            bench.write([0xff]);
+            bench.ask.send_replace(());
+            assert_eq!(bench.after(Duration::ZERO).await, "one");
+            assert!(said().is_some_and(|cause| cause.starts_with("k: ") && cause.ends_with("is not UTF-8")));
+            fs::remove_file(&bench.file.path).expect("removes");
+            bench.after(LOOK_INTERVAL).await;
+            assert_eq!(bench.after(LOOK_INTERVAL).await, "one");
+            assert!(said().is_some_and(|cause| cause.contains("No such file")));
+            assert_eq!(bench.told.failures.get(), 2);
+            bench.write("good");
+            bench.after(LOOK_INTERVAL).await;
+            assert_eq!(bench.after(LOOK_INTERVAL).await, "good");
+            assert_eq!(said(), None);
+        });
     }
 }

@@ -114,6 +114,10 @@ pub struct Listener {
     pub max_connections: usize,
     /// Longest time from the connection to CONNECT.
     pub connect_timeout: Duration,
+    /// Most connections without CONNECT; at least 1.
+    pub max_half_open: usize,
+    /// Connections accepted per second; 0 is no limit.
+    pub connects_per_second: u32,
     /// Largest packet accepted, in bytes.
     pub max_packet_bytes: usize,
     /// Messages that a client may have unacknowledged; at least 1.

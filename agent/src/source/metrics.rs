@@ -46,6 +46,7 @@ pub struct SourceMetrics {
     clients: Family<SourceLabel, Gauge>,
     failures: Family<SourceLabel, Counter>,
     unacknowledged: Family<SourceLabel, Gauge>,
+    held_back: Family<SourceLabel, Counter>,
     rejected: Family<ReasonLabels, Counter>,
     dropped: Family<ReasonLabels, Counter>,
     lost: Family<SourceLabel, Counter>,
@@ -65,6 +66,7 @@ impl SourceMetrics {
             clients: Family::default(),
             failures: Family::default(),
             unacknowledged: Family::default(),
+            held_back: Family::default(),
             rejected: Family::default(),
             dropped: Family::default(),
             lost: Family::default(),
@@ -100,6 +102,11 @@ impl SourceMetrics {
             "source_unacknowledged",
             "Frames taken whose sender has no acknowledgement yet",
             metrics.unacknowledged.clone(),
+        );
+        registry.register(
+            "source_held_back",
+            "Times that a client over its rate was left unread for a while",
+            metrics.held_back.clone(),
         );
         registry.register(
             "source_rejected",
@@ -182,6 +189,11 @@ impl SourceCounters {
         let label = SourceLabel { source: self.source.clone() };
         let gauge = self.clients.get_or_insert_with(|| self.families.clients.get_or_create_owned(&label));
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts that a client was left unread for a while, since it was over its rate.
+    pub(crate) fn held_back(&self) {
+        self.families.held_back.get_or_create(&SourceLabel { source: self.source.clone() }).inc();
     }
 
     /// Counts `count` frames that were no frames of the protocol.

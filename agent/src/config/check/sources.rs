@@ -145,6 +145,8 @@ impl Checker {
             certificate_user: raw.certificate_user,
             max_connections: size(raw.max_connections.into()),
             connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
+            max_half_open: size(raw.max_half_open.into()),
+            connects_per_second: raw.connects_per_second,
             max_packet_bytes: size(raw.max_packet_bytes.into()),
             receive_maximum: raw.receive_maximum,
             reject_invalid: raw.reject_invalid,

@@ -126,9 +126,14 @@ pub struct RawListener {
     /// Most connections at once; a further one is closed. There may be twice as many sessions.
     #[schemars(range(min = 1, max = 100_000))]
     pub max_connections: u32,
-    /// Longest time from the connection to a whole CONNECT, in ms.
+    /// Longest time from the connection to a whole CONNECT, a TLS handshake included, in ms.
     #[schemars(range(min = 100, max = 600_000))]
     pub connect_timeout_ms: u64,
+    /// Most connections without a whole CONNECT at once; at it the oldest is closed for the next one, once it had a second.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_half_open: u32,
+    /// Connections accepted per second, those of one second at once; beyond, they wait. 0 is no limit.
+    pub connects_per_second: u32,
     /// Largest packet accepted, in bytes; a client that sends a larger one is disconnected.
     #[schemars(range(min = 1_024, max = 67_108_864))]
     pub max_packet_bytes: u32,
@@ -170,6 +175,8 @@ impl Default for RawListener {
             certificate_user: CertificateUser::None,
             max_connections: 1000,
             connect_timeout_ms: 10_000,
+            max_half_open: 500,
+            connects_per_second: 500,
             max_packet_bytes: 256 * 1024,
             receive_maximum: 1024,
             reject_invalid: false,

@@ -137,6 +137,8 @@ pub(super) struct Broker {
     config: Listener,
     access: Box<dyn Access>,
     questions: Questions,
+    /// Connections without a whole CONNECT, by when it has to come.
+    half_open: BTreeSet<(Monotonic, ConnectionKey)>,
     entropy: Box<dyn Entropy>,
     connections: Slab<Connection>,
     sessions: Slab<Session>,
@@ -163,6 +165,7 @@ impl Broker {
             config,
             access,
             questions: Questions::default(),
+            half_open: BTreeSet::new(),
             entropy,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -181,12 +184,20 @@ impl Broker {
     }
 
     /// A connection was accepted. `None` if there are as many as allowed: it is to be closed.
-    pub(super) fn open(&mut self, now: Monotonic, address: IpAddr) -> Option<ConnectionKey> {
+    pub(super) fn open(
+        &mut self,
+        now: Monotonic,
+        address: IpAddr,
+        store: &mut dyn Store,
+    ) -> Option<ConnectionKey> {
         if self.connections.len() >= self.config.max_connections {
             *self.drops.entry("too_many_connections").or_default() += 1;
             return None;
         }
-        Some(self.connections.insert(Connection::new(now, address, &self.config)))
+        self.make_room(now, store);
+        let key = self.connections.insert(Connection::new(now, address, &self.config));
+        self.half_open.insert((now + self.config.connect_timeout, key));
+        Some(key)
     }
 
     /// The socket of `key` is closed; the key is free.
@@ -263,6 +274,7 @@ impl Broker {
         store: &mut dyn Store,
     ) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
+        let before = connection.phase;
         self.incomplete_bytes -= connection.incomplete_bytes();
         let mut input = connection.take(now, bytes);
         let end = loop {
@@ -297,6 +309,7 @@ impl Broker {
                 self.end(now, largest, refused(Reason::QuotaExceeded, what), store);
             }
         }
+        self.moved_on(key, before);
         self.connections[key].is_at_its_limit()
     }
 
@@ -531,7 +544,7 @@ impl Broker {
     /// Ends a connection: tells the client why, if it can be told, and leaves its session to wait for it.
     fn end(&mut self, now: Monotonic, key: ConnectionKey, end: End, store: &mut dyn Store) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        let session = connection.session();
+        let (session, before) = (connection.session(), connection.phase);
         if let End::Refused(error) = end {
             match connection.phase {
                 Phase::Connecting(_) | Phase::Asking(_) | Phase::Vouched | Phase::Denied(_) => {
@@ -551,7 +564,8 @@ impl Broker {
         self.unacknowledged -= connection.unacknowledged();
         self.touched.insert(key);
         let Some(session) = session else {
-            return connection.close(&mut Known::new());
+            connection.close(&mut Known::new());
+            return self.moved_on(key, before);
         };
         let state = &mut self.sessions[session];
         connection.close(&mut state.known);

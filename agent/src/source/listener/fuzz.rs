@@ -40,6 +40,8 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
         certificate_user: CertificateUser::None,
         max_connections: 4,
         connect_timeout: Duration::from_secs(10),
+        max_half_open: 4,
+        connects_per_second: 0,
         max_packet_bytes: PACKET_BYTES_MAX,
         receive_maximum: 4,
         reject_invalid: true,
@@ -56,7 +58,8 @@ fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
     let now = Monotonic::default();
     let mut broker = Broker::new(config, Box::new(Configured::from(Anonymous::Anywhere)), Box::new(Zero));
     let mut taken = Taken(Vec::new());
-    let [subscriber, device] = [(); 2].map(|()| broker.open(now, [127, 0, 0, 1].into()).expect("a place"));
+    let [subscriber, device] =
+        [(); 2].map(|()| broker.open(now, [127, 0, 0, 1].into(), &mut taken).expect("a place"));
     let connect = b"\x10\x10\0\x04MQTT\x04\x02\0\0\0\x04\xf0\x9f\x93\xbb\x82\x06\0\x01\0\x01#\0";
     broker.received(now, subscriber, connect, &mut taken);
     for piece in pieces {

@@ -17,6 +17,8 @@
 //!   rate is not read either: TCP holds it back.
 //! * **Passwords** are checked one at a time on a thread of their own, the networks of clients in turn: a check takes long on
 //!   purpose. A CONNECT waits for it, a wrong one a second longer.
+//! * **Storms**: connections are accepted at `connects_per_second`. At `max_half_open` of them without a CONNECT, the oldest goes
+//!   for the next one, once it had a second.
 //! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
 //! * **Pace**: while messages come faster than one per 5 ms, sockets are read every 2 ms and not for each of them.
 //! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
@@ -28,6 +30,7 @@ mod connection;
 pub(crate) mod fuzz;
 mod open;
 mod outbox;
+mod pace;
 pub(crate) mod packet;
 mod peer;
 mod questions;
@@ -61,6 +64,7 @@ pub use self::open::reach;
 use self::{
     broker::{Broker, ConnectionKey, Incoming, Store, Taken},
     open::{Files, listen},
+    pace::Pace,
     packet::{PacketError, Value},
     peer::{Buffers, Came, Peer, Sent},
     questions::QuestionId,
@@ -133,6 +137,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     let mut broker = Broker::new(config.clone(), Box::new(access), entropy);
     broker.restore(clock.monotonic(), &remembered);
     drop(remembered);
+    let connects = Pace::new(config.connects_per_second);
     let server = Server {
         broker,
         stage: Stage {
@@ -147,6 +152,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         },
         clock,
         config,
+        connects,
         peers: Slab::new(),
         ready: Ready::default(),
         waiting: Vec::new(),
@@ -238,6 +244,7 @@ struct Server {
     broker: Broker,
     stage: Stage,
     clock: Arc<dyn crate::env::Clock>,
+    connects: Pace,
     peers: Slab<Peer>,
     ready: Ready,
     /// Keys of the round that was cut short because the group was full.
@@ -286,7 +293,8 @@ impl Server {
             if let Some(&(at, _)) = self.paused.first() {
                 wake_at = wake_at.min(at);
             }
-            for at in [accept_at, read_at] {
+            let accept_at_now = accept_at.max(self.connects.ready_at()).max(self.broker.accept_at());
+            for at in [accept_at_now, read_at] {
                 if now < at {
                     wake_at = wake_at.min(at);
                 }
@@ -331,12 +339,15 @@ impl Server {
                     // The other tasks of this thread: the commit, for one.
                     tokio::task::yield_now().await;
                 }
-                accepted = listener.accept(), if serving && now >= accept_at => match accepted {
+                accepted = listener.accept(), if serving && now >= accept_at_now => match accepted {
                     Ok((stream, address)) => {
                         self.accept(now, stream, address.ip());
                         // The next `accept` waits for those that are not there yet.
                         let mut no_wait = Context::from_waker(Waker::noop());
                         for _ in 1..ACCEPT_BATCH {
+                            if now < self.connects.ready_at().max(self.broker.accept_at()) {
+                                break;
+                            }
                             let Poll::Ready(Ok((stream, address))) = listener.poll_accept(&mut no_wait) else { break };
                             self.accept(now, stream, address.ip());
                         }
@@ -354,12 +365,13 @@ impl Server {
 
     fn accept(&mut self, now: Monotonic, stream: TcpStream, address: IpAddr) {
         self.stage.counters.connections.inc();
+        self.connects.take(now);
         // Answers are gathered here, per commit; the kernel shall not hold them back once more. A socket that does not take the
         // option serves all the same.
         let _ = stream.set_nodelay(true);
         let session = self.tls.as_ref().map(|tls| Session::new(tls.get()).map(Box::new)).transpose();
         let session = session.expect("the configuration has all that a session needs");
-        let Some(key) = self.broker.open(now, address) else { return self.count() };
+        let Some(key) = self.broker.open(now, address, &mut self.stage) else { return self.count() };
         let waker = self.ready.waker(key);
         // CONNECT is often there already.
         waker.rearm().wake();
@@ -405,8 +417,10 @@ impl Server {
         let mut at_limit = false;
         loop {
             if !self.broker.may_read(now, key) {
-                if let Some(at) = self.broker.read_at(now, key) {
-                    self.paused.insert((at, key));
+                if let Some(at) = self.broker.read_at(now, key)
+                    && self.paused.insert((at, key))
+                {
+                    self.stage.counters.held_back();
                 }
                 return at_limit;
             }

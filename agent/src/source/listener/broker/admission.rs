@@ -19,6 +19,9 @@ use crate::{
 /// Time that a wrong password is left without its answer.
 const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);
 
+/// Time that a connection has for its CONNECT, however many others have none.
+const HALF_OPEN_MIN: Duration = Duration::from_secs(1);
+
 /// What came of a CONNECT.
 pub(super) enum Admission {
     /// Let in, as this user.
@@ -28,6 +31,34 @@ pub(super) enum Admission {
 }
 
 impl Broker {
+    /// When the next connection may be accepted: at the limit of those without a CONNECT, not before the oldest had its time.
+    pub(in super::super) fn accept_at(&self) -> Monotonic {
+        let is_full = self.half_open.len() >= self.config.max_half_open;
+        self.half_open.first().filter(|_| is_full).map_or(Monotonic::default(), |(until, _)| {
+            let opened = until.since_start().saturating_sub(self.config.connect_timeout);
+            Monotonic::from_start(opened) + HALF_OPEN_MIN.min(self.config.connect_timeout)
+        })
+    }
+
+    /// Ends the oldest connection without a CONNECT, if there are as many as allowed.
+    pub(super) fn make_room(&mut self, now: Monotonic, store: &mut dyn Store) {
+        if self.half_open.len() >= self.config.max_half_open
+            && let Some((_, oldest)) = self.half_open.pop_first()
+        {
+            let what = "the oldest of too many connections without CONNECT";
+            self.end(now, oldest, refused(Reason::QuotaExceeded, what), store);
+        }
+    }
+
+    /// `key` was `before` and may have its CONNECT now, or be at its end.
+    pub(super) fn moved_on(&mut self, key: ConnectionKey, before: Phase) {
+        if let Phase::Connecting(until) = before
+            && self.connections[key].phase != before
+        {
+            self.half_open.remove(&(until, key));
+        }
+    }
+
     /// TLS is agreed on with `key`, whose certificate says `user`.
     pub(in super::super) fn identified(&mut self, key: ConnectionKey, user: Option<Box<str>>) {
         if let Some(connection) = self.connections.get_mut(key) {

@@ -204,7 +204,7 @@ fn a_client_that_is_silent_or_never_connects_is_let_go() {
 fn connections_and_unfinished_packets_are_bounded() {
     let mut bench = Bench::new(Listener { max_connections: 3, max_packet_bytes: 16 << 20, ..config() });
     let keys: Vec<_> = ["a", "b", "c"].map(|id| bench.connect(&connect(id, true)).0).into();
-    assert_eq!(bench.broker.open(bench.now, [127, 0, 0, 1].into()), None);
+    assert_eq!(bench.broker.open(bench.now, [127, 0, 0, 1].into(), &mut bench.taken), None);
     assert_eq!(bench.broker.drops()["too_many_connections"], 1);
     // Packets of 15 MiB, of which most never comes.
     let begun = |mib: usize| [&[0x30, 0x80, 0x80, 0xc0, 0x07][..], &vec![b'x'; mib << 20]].concat();
@@ -284,4 +284,29 @@ fn an_mqtt_5_client_is_told_what_a_policy_dropped_and_what_does_not_decode() {
     // No PUBREL follows such a PUBREC (section 4.3.3): the id is free.
     bench.send(key, &publish(0x34, "room/1", 3, "c"));
     assert_eq!(bench.payloads(), ["a", "b", "c", "invalid", "invalid", "c"]);
+}
+
+#[test]
+fn of_too_many_connections_without_connect_the_oldest_goes() {
+    let mut bench = Bench::new(Listener { max_half_open: 2, ..config() });
+    let (served, _) = bench.connect(&connect("c", true));
+    let oldest = bench.open();
+    assert!(bench.broker.accept_at() <= bench.now);
+    let second = bench.open();
+    let at = bench.broker.accept_at();
+    assert_eq!(at.since(bench.now), Duration::from_secs(1), "it has its time");
+    bench.now = at;
+    let third = bench.open();
+    assert!(bench.broker.is_done(oldest));
+    assert_eq!(bench.refusal(), Some("the oldest of too many connections without CONNECT"));
+    bench.lose(oldest);
+    // Who connects, or goes, makes room.
+    assert!(bench.broker.accept_at() <= bench.now, "the second had its time too");
+    bench.now = bench.now + Duration::from_millis(1);
+    bench.send(second, &connect("d", true));
+    let fourth = bench.open();
+    assert!(bench.broker.accept_at() > bench.now);
+    bench.lose(third);
+    assert!(bench.broker.accept_at() <= bench.now);
+    assert!(![served, second, fourth].into_iter().any(|key| bench.broker.is_done(key)));
 }

@@ -35,6 +35,8 @@ fn config() -> Listener {
         certificate_user: CertificateUser::None,
         max_connections: 10,
         connect_timeout: Duration::from_secs(10),
+        max_half_open: 10,
+        connects_per_second: 0,
         max_packet_bytes: 4096,
         receive_maximum: 10,
         reject_invalid: false,
@@ -153,7 +155,7 @@ impl Bench {
 
     /// A connection that has sent nothing.
     fn open(&mut self) -> ConnectionKey {
-        self.broker.open(self.now, [127, 0, 0, 1].into()).expect("a place")
+        self.broker.open(self.now, [127, 0, 0, 1].into(), &mut self.taken).expect("a place")
     }
 
     /// A connection whose CONNECT was accepted; whether the session was there before.

@@ -250,3 +250,42 @@ fn an_address_that_is_taken_is_told_and_tried_again() {
         Device::connect(&config, "c").await;
     });
 }
+
+#[test]
+fn a_storm_of_connections_waits_and_all_are_served() {
+    on_one_thread(async {
+        let limits =
+            Listener { max_connections: 1000, connects_per_second: 100, max_half_open: 4, ..config() };
+        let config = Listener { listen: free_address(), ..limits };
+        let running = config.clone();
+        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
+        Device::connect(&config, "first").await;
+        let storm = (0..150).map(|n| {
+            let config = config.clone();
+            tokio::task::spawn_local(async move { Device::connect(&config, &format!("c{n}")).await })
+        });
+        let mut devices = Vec::new();
+        for device in storm.collect::<Vec<_>>() {
+            devices.push(device.await.expect("it is let in"));
+        }
+        pipeline.metric("wayside_source_connections_total{source=\"test\"} 151").await;
+    });
+}
+
+#[test]
+fn a_client_over_its_rate_is_held_back_counted_and_loses_nothing() {
+    on_one_thread(async {
+        let config = Listener { listen: free_address(), client_messages_per_second: 50, ..config() };
+        let running = config.clone();
+        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
+        let mut device = Device::connect(&config, "c").await;
+        for n in 0..80 {
+            device.send(&packet(0x30, &[text("room/1"), n.to_string().into_bytes()].concat())).await;
+            tokio::task::yield_now().await;
+        }
+        for n in 0..80 {
+            assert_eq!(pipeline.record().await.1.value, n.to_string());
+        }
+        pipeline.metric_like("wayside_source_held_back_total{source=\"test\"}").await;
+    });
+}
