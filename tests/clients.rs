@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use wayside_tests::agent::Agent;
+use wayside_tests::certificates::Certificates;
 use wayside_tests::client::{Client, Message, PROGRAMS, Program};
 use wayside_tests::mqtt::Publisher;
 use wayside_tests::{PATIENCE, kafka, note, ports};
@@ -12,7 +14,7 @@ use wayside_tests::{PATIENCE, kafka, note, ports};
 /// What a client is put through, by its name.
 type Case = (&'static str, fn(&mut Scene));
 
-/// In their order; the agent is started anew between these and [`finds_its_session_after_a_restart`].
+/// In their order; the agent is started anew between these and [`CASES_AFTER_A_RESTART`].
 const CASES: &[Case] = &[
     ("publish", publishes_at_every_qos),
     ("subscribe at 0", |scene| subscribes_at(scene, 0)),
@@ -23,19 +25,73 @@ const CASES: &[Case] = &[
     ("leave", leaves_a_session_before_the_restart),
 ];
 
+const CASES_AFTER_A_RESTART: &[Case] = &[
+    ("restart", finds_its_session_after_a_restart),
+    ("TLS", is_served_over_tls_with_its_password),
+    ("wrong password", is_told_of_a_wrong_password),
+];
+
+const USER: &str = "device";
+const PASSWORD: &str = "a-secret-of-its-own";
+
+/// A second listener, that takes known users over TLS alone.
+struct Secure {
+    port: u16,
+    certificates: Certificates,
+}
+
+impl Secure {
+    fn new() -> Self {
+        let certificates = Certificates::new();
+        certificates.issue("listener");
+        let passwords = certificates.path("passwords");
+        let mut command = std::process::Command::new("mosquitto_passwd");
+        command.args(["-c", "-b"]).arg(&passwords).args([USER, PASSWORD]);
+        let status = command.stderr(std::process::Stdio::null()).status();
+        assert!(status.expect("`mosquitto_passwd` comes with Mosquitto").success());
+        Self { port: ports::free(), certificates }
+    }
+
+    fn section(&self) -> String {
+        format!(
+            "\
+[[source.listener]]
+name = \"secure\"
+listen = \"127.0.0.1:{}\"
+password_file = \"{}\"
+[source.listener.tls]
+cert_file = \"{}\"
+key = \"file:{}\"
+",
+            self.port,
+            self.certificates.path("passwords").display(),
+            self.certificates.path("listener.crt").display(),
+            self.certificates.path("listener.key").display()
+        )
+    }
+
+    fn client(&self, scene: &Scene, password: &str) -> Client {
+        let ca = self.certificates.path("ca.crt");
+        let options =
+            [format!("ca={}", ca.display()), format!("user={USER}"), format!("password={password}")];
+        Client::start(scene.program, self.port, scene.version, &options)
+    }
+}
+
 /// One client with one version, and what it has published.
 struct Scene {
     program: &'static Program,
     version: u8,
     port: u16,
+    secure: Arc<Secure>,
     client: Client,
     sent: Vec<String>,
 }
 
 impl Scene {
-    fn new(program: &'static Program, version: u8, port: u16) -> Self {
+    fn new(program: &'static Program, version: u8, port: u16, secure: &Arc<Secure>) -> Self {
         let client = Client::start(program, port, version, &[]);
-        Self { program, version, port, client, sent: Vec::new() }
+        Self { program, version, port, secure: Arc::clone(secure), client, sent: Vec::new() }
     }
 
     /// Its name, which is also its client id and device.
@@ -157,6 +213,22 @@ fn finds_its_session_after_a_restart(scene: &mut Scene) {
     scene.client.disconnect();
 }
 
+fn is_served_over_tls_with_its_password(scene: &mut Scene) {
+    let topic = scene.topic("tls");
+    scene.client = scene.secure.client(scene, PASSWORD);
+    scene.connect(false, false);
+    scene.client.subscribe(1, &topic);
+    scene.publish(1, false, &topic, "over-tls");
+    scene.expect_message(1, false, &topic, "over-tls");
+    scene.client.disconnect();
+}
+
+fn is_told_of_a_wrong_password(scene: &mut Scene) {
+    let mut client = scene.secure.client(scene, "a-guess");
+    let told = client.connect(&scene.device(), false, None);
+    assert!(told.is_err(), "it was let in");
+}
+
 /// Runs `cases` with all scenes at once; adds what failed to `failures`.
 fn run(scenes: &mut [Scene], cases: &[Case], failures: &mut Vec<String>) {
     std::thread::scope(|scope| {
@@ -182,20 +254,26 @@ fn run(scenes: &mut [Scene], cases: &[Case], failures: &mut Vec<String>) {
 fn every_client_is_served_as_it_expects() {
     let cluster = kafka::shared();
     let port = ports::free();
+    let secure = Arc::new(Secure::new());
+    let route = "\
+[[source.listener.route]]
+topic_filter = \"clients/+/+\"
+decode = \"raw\"
+stream = \"clients\"
+device_topic = \"clients/{device}/+\"
+";
     let sections = format!(
         "\
 [[source.listener]]
 name = \"devices\"
 listen = \"127.0.0.1:{port}\"
-[[source.listener.route]]
-topic_filter = \"clients/+/+\"
-decode = \"raw\"
-stream = \"clients\"
-device_topic = \"clients/{{device}}/+\"
+{route}
+{}{route}
 [[stream]]
 name = \"clients\"
 partitions = 4
-"
+",
+        secure.section()
     );
     let mut agent = Agent::new("clients", &cluster.bootstrap_servers(), &sections);
     agent.start();
@@ -206,7 +284,7 @@ partitions = 4
     let mut scenes: Vec<Scene> = PROGRAMS
         .iter()
         .flat_map(each_version)
-        .map(|(program, version)| Scene::new(program, version, port))
+        .map(|(program, version)| Scene::new(program, version, port, &secure))
         .collect();
     let mut failures = Vec::new();
     run(&mut scenes, CASES, &mut failures);
@@ -219,7 +297,7 @@ partitions = 4
     }
     agent.stop();
     agent.start();
-    run(&mut scenes, &[("restart", finds_its_session_after_a_restart)], &mut failures);
+    run(&mut scenes, CASES_AFTER_A_RESTART, &mut failures);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     let (topic, sent) = (agent.topic("clients"), sent(&scenes));
     let count = count(&sent);
@@ -228,7 +306,7 @@ partitions = 4
     let records = cluster.read(&topic).into_iter();
     let stored = records.map(|record| (record.key, String::from_utf8(record.value).expect("text")));
     assert_eq!(by_device(stored), sent, "in Kafka");
-    let cells = scenes.len() * (CASES.len() + 1);
+    let cells = scenes.len() * (CASES.len() + CASES_AFTER_A_RESTART.len());
     note(&format!("{} clients, {cells} cases, {count} messages", scenes.len()));
 }
 

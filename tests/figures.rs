@@ -10,14 +10,16 @@
 #![allow(clippy::disallowed_methods, reason = "it measures the machine's own time")]
 
 use std::fmt;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use serde_json::{Value, json};
 use wayside_tests::agent::{self, Agent};
+use wayside_tests::certificates::Certificates;
 use wayside_tests::mosquitto::Mosquitto;
-use wayside_tests::raw::{connect_all, publish_1, publish_all, raise_descriptors};
+use wayside_tests::raw::{connect_all, open, open_tls, publish_1, publish_all, raise_descriptors, tls};
 use wayside_tests::sim::Load;
 use wayside_tests::usage::Usage;
 use wayside_tests::{PATIENCE, kafka, ports, wait_until};
@@ -72,7 +74,17 @@ fn main() {
             figures.push(load(way, clients, &args));
         }
     }
-    figures.push(idle(args.idle));
+    let port = ports::free();
+    figures.push(idle("idle", &idle_listener(port, ""), || open(port), args.idle));
+    let (port, certificates) = (ports::free(), Certificates::new());
+    certificates.issue("listener");
+    let client = tls(&certificates.path("ca.crt"));
+    let section = format!(
+        "[source.listener.tls]\ncert_file = \"{}\"\nkey = \"file:{}\"\n",
+        certificates.path("listener.crt").display(),
+        certificates.path("listener.key").display()
+    );
+    figures.push(idle("idle-tls", &idle_listener(port, &section), || open_tls(port, &client), args.idle));
     if let Some(path) = args.json {
         let text = serde_json::to_string_pretty(&figures).expect("JSON");
         std::fs::write(&path, text + "\n").expect("the file can be written");
@@ -134,17 +146,28 @@ fn load(way: Way, clients: usize, args: &Args) -> Value {
     })
 }
 
-/// Clients that say nothing, then come back at once after the agent was killed and publish once each.
-fn idle(wanted: usize) -> Value {
+/// A listener on `port` that takes as many clients as come and as fast as they come, with a further section of it.
+fn idle_listener(port: u16, section: &str) -> String {
+    let limits = "max_connections = 20000\nmax_half_open = 20000\nconnects_per_second = 0\n";
+    let listen = format!("listen = \"127.0.0.1:{port}\"\n");
+    agent::listener(port).replacen(&listen, &(listen.clone() + limits + section), 1)
+}
+
+/// Clients that say nothing, then come back at once after the agent was killed and publish once each. They connect over what
+/// `open` returns.
+fn idle<S: Read + Write + Send>(
+    way: &str,
+    sections: &str,
+    open: impl Fn() -> S + Sync,
+    wanted: usize,
+) -> Value {
     const IDLE: Duration = Duration::from_secs(5);
     let clients = raise_descriptors(wanted);
     let cluster = kafka::shared();
-    let port = ports::free();
-    let sections = agent::listener(port).replacen("listen =", "max_connections = 20000\nlisten =", 1);
-    let mut agent = Agent::new("figures-idle", &cluster.bootstrap_servers(), &sections);
+    let mut agent = Agent::new(&format!("figures-{way}"), &cluster.bootstrap_servers(), sections);
     agent.start();
     let alone = Usage::of(agent.pid());
-    let connected = connect_all(port, clients);
+    let connected = connect_all(&open, clients);
     let before = Usage::of(agent.pid());
     std::thread::sleep(IDLE);
     let idle = Usage::of(agent.pid());
@@ -152,10 +175,10 @@ fn idle(wanted: usize) -> Value {
     drop(connected);
     agent.start();
     let started = Instant::now();
-    let connected = connect_all(port, clients);
+    let mut connected = connect_all(&open, clients);
     let served = started.elapsed();
     let reading = |n| format!(r#"{{"device":"c{n}","seq":1,"time":"2026-01-01T00:00:00Z"}}"#);
-    publish_all(&connected, |n| publish_1(&format!("traffic/c{n}/position"), 1, reading(n).as_bytes()));
+    publish_all(&mut connected, |n| publish_1(&format!("traffic/c{n}/position"), 1, reading(n).as_bytes()));
     let acknowledged = started.elapsed();
     let peak_kib = Usage::of(agent.pid()).peak_kib;
     let topic = agent.topic("vehicle-positions");
@@ -165,14 +188,14 @@ fn idle(wanted: usize) -> Value {
     assert_eq!(cluster.read(&topic).len(), clients, "in Kafka, each once");
     let cpu = idle.cpu - before.cpu;
     println!(
-        "\n{clients} idle clients: {:.1} MiB of RSS ({:.1} without them), {cpu:?} of CPU in {IDLE:?}\n\
+        "\n{way}, {clients} clients: {:.1} MiB of RSS ({:.1} without them), {cpu:?} of CPU in {IDLE:?}\n\
          all back at once after a kill: connected in {served:.2?}, each with a PUBACK in {acknowledged:.2?}, {:.1} MiB at most",
         mib(idle.resident_kib),
         mib(alone.resident_kib),
         mib(peak_kib)
     );
     json!({
-        "way": "idle", "clients": clients, "resident_kib": idle.resident_kib, "resident_kib_alone": alone.resident_kib,
+        "way": way, "clients": clients, "resident_kib": idle.resident_kib, "resident_kib_alone": alone.resident_kib,
         "cpu_ms_per_second": cpu.as_secs_f64() * 1000.0 / IDLE.as_secs_f64(),
         "reconnected_ms": served.as_millis(), "acknowledged_ms": acknowledged.as_millis(),
         "peak_resident_kib": peak_kib,

@@ -76,7 +76,7 @@ partitions = 1
     fn client(&self, id: &str, keep_alive_s: u8) -> TcpStream {
         let mut stream = open(self.port);
         stream.write_all(&connect(id, keep_alive_s)).expect("the listener reads");
-        expect(&stream, [0x20, 2, 0, 0]);
+        expect(&mut stream, [0x20, 2, 0, 0]);
         stream
     }
 
@@ -166,9 +166,9 @@ fn ten_thousand_clients_that_come_at_once_are_all_served() {
     let clients = raise_descriptors(10_000);
     let site = Site::new("storm", "max_connections = 10100");
     let started = Instant::now();
-    let connected = connect_all(site.port, clients);
+    let mut connected = connect_all(|| open(site.port), clients);
     note(&format!("{clients} clients in {:?}", started.elapsed()));
-    publish_all(&connected, |n| publish_1(&format!("meter/c{n}"), 1, b"here"));
+    publish_all(&mut connected, |n| publish_1(&format!("meter/c{n}"), 1, b"here"));
     site.assert_unharmed(28, Some(clients));
 }
 

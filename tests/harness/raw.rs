@@ -1,9 +1,15 @@
 //! MQTT 3.1.1 byte by byte, for what no client library would send, and for more connections than one would hold.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::PATIENCE;
 
@@ -51,38 +57,57 @@ pub fn open(port: u16) -> TcpStream {
     stream
 }
 
+/// A client of TLS that trusts the CA in the PEM file `ca`, and makes a whole handshake for each connection.
+pub fn tls(ca: &Path) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).expect("a file of ours") {
+        roots.add(certificate.expect("PEM")).expect("a CA");
+    }
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// A connection as of [`open`], over TLS.
+pub fn open_tls(port: u16, config: &Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = ServerName::from(Ipv4Addr::LOCALHOST);
+    let tls = ClientConnection::new(Arc::clone(config), name).expect("the configuration is whole");
+    StreamOwned::new(tls, open(port))
+}
+
 /// The answer of four bytes, CONNACK or PUBACK, has to come next.
 #[track_caller]
-pub fn expect(mut stream: &TcpStream, expected: [u8; 4]) {
+pub fn expect(stream: &mut impl Read, expected: [u8; 4]) {
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).expect("the server answers");
     assert_eq!(answer, expected);
 }
 
-/// Connects clients `c0`, `c1` ... all at once; returns when all are served.
-pub fn connect_all(port: u16, clients: usize) -> Vec<TcpStream> {
+/// Connects clients `c0`, `c1` ... all at once, each over what `open` returns; returns when all are served.
+pub fn connect_all<S: Read + Write + Send>(open: impl Fn() -> S + Sync, clients: usize) -> Vec<S> {
     let connect_some = |thread: usize| {
         let client = |n: usize| {
-            let mut stream = open(port);
+            let mut stream = open();
             stream.write_all(&connect(&format!("c{n}"), 0)).expect("the server reads");
             stream
         };
-        let streams: Vec<_> = (thread..clients).step_by(THREADS).map(client).collect();
-        streams.iter().for_each(|stream| expect(stream, [0x20, 2, 0, 0]));
+        let mut streams: Vec<_> = (thread..clients).step_by(THREADS).map(client).collect();
+        streams.iter_mut().for_each(|stream| expect(stream, [0x20, 2, 0, 0]));
         streams
     };
     std::thread::scope(|scope| {
+        let connect_some = &connect_some;
         let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || connect_some(n))).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("all are served")).collect()
     })
 }
 
 /// Each of `clients` publishes `packet`, at QoS 1 with packet id 1; returns when all are acknowledged.
-pub fn publish_all(clients: &[TcpStream], packet: impl Fn(usize) -> Vec<u8>) {
-    for (n, mut client) in clients.iter().enumerate() {
+pub fn publish_all<S: Read + Write>(clients: &mut [S], packet: impl Fn(usize) -> Vec<u8>) {
+    for (n, client) in clients.iter_mut().enumerate() {
         client.write_all(&packet(n)).expect("the server reads");
     }
-    clients.iter().for_each(|client| expect(client, [0x40, 2, 0, 1]));
+    clients.iter_mut().for_each(|client| expect(client, [0x40, 2, 0, 1]));
 }
 
 /// Lets this process, and the agent that it starts, have as many open files as the hard limit allows. Returns how many clients
