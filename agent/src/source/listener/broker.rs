@@ -8,6 +8,7 @@
 mod admission;
 mod memory;
 mod messages;
+mod sessions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,11 +20,16 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
-use self::{admission::Admission, memory::Memory, messages::will_packet};
+use self::{
+    admission::Admission,
+    memory::Memory,
+    messages::will_packet,
+    sessions::{Session, StoredWill},
+};
 use super::{
     access::{Access, Client},
     connection::{ALIAS_MAXIMUM, Connection, Known, Phase},
-    outbox::{Capacity, Outbox},
+    outbox::Capacity,
     packet::{self, ConnAck, Connect, Packet, PacketError, Properties, Reason, TOPIC_BYTES_MAX},
     questions::Questions,
     subscriptions::{Retained, SessionKey, Subscriptions},
@@ -73,39 +79,6 @@ pub(super) trait Store {
 
     /// The ticket that covers all that was taken.
     fn last_ticket(&self) -> Ticket;
-}
-
-/// What outlives connections.
-#[derive(Debug)]
-struct Session {
-    client_id: Arc<str>,
-    user: Option<Box<str>>,
-    connection: Option<ConnectionKey>,
-    /// How long it outlives its connection.
-    expiry: Duration,
-    /// When it ends, while it has no connection.
-    ends_at: Option<Monotonic>,
-    known: Known,
-    filters: BTreeSet<Box<str>>,
-    outbox: Outbox,
-    /// Its client finds it after a restart.
-    noted: bool,
-    will: Option<StoredWill>,
-    /// When the will is due, once the connection is gone.
-    will_at: Option<Monotonic>,
-}
-
-impl Session {
-    fn client(&self) -> Client<'_> {
-        Client { id: &self.client_id, user: self.user.as_deref() }
-    }
-}
-
-#[derive(Debug)]
-struct StoredWill {
-    delay: Duration,
-    /// A PUBLISH packet of MQTT 5 without packet id.
-    packet: Bytes,
 }
 
 /// Why a connection ends.
@@ -499,48 +472,6 @@ impl Broker {
         Ok(())
     }
 
-    /// Ends the connection that `client` has elsewhere (MQTT-3.1.4-3), and with `clean`, or if it was another user's, its session.
-    /// Returns whether there is one to go on with.
-    fn prepare_session(
-        &mut self,
-        now: Monotonic,
-        client: Client<'_>,
-        clean: bool,
-        store: &mut dyn Store,
-    ) -> bool {
-        let other = self.clients.get(client.id).and_then(|session| self.sessions[*session].connection);
-        if let Some(other) = other {
-            let what = "its client has connected again";
-            self.end(now, other, refused(Reason::SessionTakenOver, what), store);
-        }
-        let Some(session) = self.clients.get(client.id).copied() else { return false };
-        let clean = clean || self.sessions[session].user.as_deref() != client.user;
-        if clean {
-            self.publish_will(now, session, store);
-            self.forget(session);
-        }
-        !clean
-    }
-
-    fn new_session(&mut self, client_id: &str) -> SessionKey {
-        let client_id: Arc<str> = client_id.into();
-        let session = self.sessions.insert(Session {
-            client_id: Arc::clone(&client_id),
-            user: None,
-            connection: None,
-            expiry: Duration::ZERO,
-            ends_at: None,
-            known: Known::new(),
-            filters: BTreeSet::new(),
-            outbox: Outbox::default(),
-            noted: false,
-            will: None,
-            will_at: None,
-        });
-        self.clients.insert(client_id, session);
-        session
-    }
-
     /// Ends a connection: tells the client why, if it can be told, and leaves its session to wait for it.
     fn end(&mut self, now: Monotonic, key: ConnectionKey, end: End, store: &mut dyn Store) {
         let Some(connection) = self.connections.get_mut(key) else { return };
@@ -586,30 +517,6 @@ impl Broker {
             self.forget(session);
         } else {
             self.bound_sessions(now, store);
-        }
-    }
-
-    /// Keeps no more than twice as many sessions as there may be connections.
-    fn bound_sessions(&mut self, now: Monotonic, store: &mut dyn Store) {
-        if self.sessions.len() <= 2 * self.config.max_connections {
-            return;
-        }
-        let first = self.sessions.iter().filter_map(|(key, session)| Some((session.ends_at?, key))).min();
-        if let Some((_, session)) = first {
-            *self.drops.entry("too_many_sessions").or_default() += 1;
-            self.publish_will(now, session, store);
-            self.forget(session);
-        }
-    }
-
-    fn forget(&mut self, key: SessionKey) {
-        let session = self.sessions.remove(key);
-        for filter in &session.filters {
-            self.subscriptions.remove(filter, key);
-        }
-        self.clients.remove(&session.client_id);
-        if session.noted {
-            self.memory.forget(key, session.client_id);
         }
     }
 }

@@ -35,6 +35,7 @@ pub(crate) mod packet;
 mod peer;
 mod questions;
 mod ready;
+mod stage;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -49,7 +50,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -62,23 +62,22 @@ use tracing::{debug, error, info, warn};
 
 pub use self::open::reach;
 use self::{
-    broker::{Broker, ConnectionKey, Incoming, Store, Taken},
+    broker::{Broker, ConnectionKey},
     open::{Files, listen},
     pace::Pace,
-    packet::{PacketError, Value},
+    packet::PacketError,
     peer::{Buffers, Came, Peer, Sent},
     questions::QuestionId,
     ready::Ready,
+    stage::Stage,
 };
-use super::{SourceContext, metrics::SourceCounters};
+use super::SourceContext;
 use crate::{
-    config::{DEAD_LETTER_STREAM, Listener},
-    decode::{mqtt::Router, topic::TopicFilter},
+    config::Listener,
+    decode::mqtt::Router,
     env::Monotonic,
-    intake::{Acknowledgement, Intake, IntakeClosed, Places, Reservation, Ticket, Unacknowledged},
+    intake::{Acknowledgement, IntakeClosed, Places, Reservation, Ticket, Unacknowledged},
     kept::Kept,
-    log::Note,
-    record::{Received, Record, RecordHeader},
     tls::session::Session,
 };
 
@@ -113,9 +112,6 @@ const INCOMPLETE_BYTES_MAX: usize = 8 << 20;
 /// Bytes of records at which a round of reading ends and is submitted.
 const GROUP_BYTES: usize = 64 * 1024;
 
-/// User properties of a message that become headers of its record.
-const USER_PROPERTIES_MAX: usize = 16;
-
 /// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
 /// dead letters.
 pub async fn run(config: Listener, record_bytes_max: usize, context: SourceContext) {
@@ -132,7 +128,6 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     context.counters.connected.set(1);
     context.counters.clients(0);
     context.health.healthy();
-    let local = config.local_topic_filters.iter().map(|filter| TopicFilter::new(filter)).collect();
     let SourceContext { intake, remembered, clock, entropy, counters, mut shutdown, .. } = context;
     let mut broker = Broker::new(config.clone(), Box::new(access), entropy);
     broker.restore(clock.monotonic(), &remembered);
@@ -140,16 +135,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     let connects = Pace::new(config.connects_per_second);
     let server = Server {
         broker,
-        stage: Stage {
-            router,
-            local,
-            record_bytes_max,
-            reject_invalid: config.reject_invalid,
-            intake,
-            counters,
-            group: Group::default(),
-            received: Received::default(),
-        },
+        stage: Stage::new(&config, router, record_bytes_max, intake, counters),
         clock,
         config,
         connects,
@@ -171,65 +157,6 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
     }));
     if ended.await.is_err() {
         debug!("the pipeline has ended before its sources");
-    }
-}
-
-/// What one round of reading brought, not submitted yet.
-#[derive(Debug, Default)]
-struct Group {
-    records: Vec<Record>,
-    notes: Vec<Note>,
-    size_bytes: usize,
-}
-
-impl Group {
-    fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.notes.is_empty()
-    }
-}
-
-/// From messages to the intake.
-struct Stage {
-    router: Router,
-    local: Vec<TopicFilter>,
-    record_bytes_max: usize,
-    reject_invalid: bool,
-    intake: Intake,
-    counters: SourceCounters,
-    group: Group,
-    /// Time of receipt of what is read now.
-    received: Received,
-}
-
-impl Store for Stage {
-    fn store(&mut self, message: Incoming<'_>) -> Option<Taken> {
-        let Incoming { topic, payload, properties } = message;
-        if self.local.iter().any(|filter| filter.matches(topic)) {
-            return None;
-        }
-        let mut record = self.router.decode(topic, payload, false, self.received);
-        let user = properties.iter().filter_map(|property| match property.value {
-            Value::Pair(name, value) => Some((name, value)),
-            _ => None,
-        });
-        for (name, value) in user.take(USER_PROPERTIES_MAX) {
-            let fits = record.size_bytes() + name.len() + value.len() <= self.record_bytes_max;
-            // Ours are not for devices to set.
-            if fits && !name.is_empty() && !name.starts_with("wayside.") && name != "content-type" {
-                let value = Bytes::copy_from_slice(value.as_bytes());
-                record.headers.push(RecordHeader { name: name.into(), value });
-            }
-        }
-        self.counters.record(&record);
-        self.group.size_bytes += record.size_bytes();
-        let place = (self.intake.next_ticket(), self.group.records.len());
-        let is_invalid = self.reject_invalid && record.stream.as_str() == DEAD_LETTER_STREAM;
-        self.group.records.push(record);
-        Some(Taken { place, is_invalid })
-    }
-
-    fn last_ticket(&self) -> Ticket {
-        if self.group.records.is_empty() { self.intake.last_ticket() } else { self.intake.next_ticket() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! # Format of the notes
 //! | key | value |
 //! |-----|-------|
-//! | `s` and the client identifier | a session, in postcard: seconds that it outlives its connection (u32), and its subscriptions, a list of filter (string) and options (u8, as in SUBSCRIBE, section 3.8.3.1) |
+//! | `s` and the client identifier | a session, in postcard: seconds that it outlives its connection (u32), its user (option of string), and its subscriptions, a list of filter (string) and options (u8, as in SUBSCRIBE, section 3.8.3.1) |
 //! | `w` and the client identifier | its messages that must not be stored again, 6 bytes each: packet id (u16 BE), CRC-32C of the payload (u32 BE) |
 //! | `r` and the topic | its retained message, as a PUBLISH packet of MQTT 5 |
 //!
@@ -32,6 +32,9 @@ use crate::{
         subscriptions::{Message, SessionKey},
     },
 };
+
+/// Seconds that it outlives its connection, its user, its filters with their options.
+type SessionNote<'a> = (u32, Option<&'a str>, Vec<(&'a str, u8)>);
 
 const SESSION: u8 = b's';
 const WINDOW: u8 = b'w';
@@ -93,7 +96,8 @@ impl Broker {
             let options = |filter| self.subscriptions.options(filter, session).map_or(0, |o| o.bits());
             let filters: Vec<_> = state.filters.iter().map(|filter| (&**filter, options(filter))).collect();
             let expiry_s = u32::try_from(state.expiry.as_secs()).unwrap_or(u32::MAX);
-            let value = postcard::to_stdvec(&(expiry_s, filters)).expect("memory is the only limit");
+            let value = postcard::to_stdvec(&(expiry_s, state.user.as_deref(), filters))
+                .expect("memory is the only limit");
             (key(SESSION, &state.client_id), Some(value.into()))
         }));
         changes.extend(windows.into_iter().map(|session| {
@@ -141,7 +145,7 @@ impl Broker {
     }
 
     fn restore_session(&mut self, now: Monotonic, client_id: &str, value: &[u8]) {
-        let Ok((expiry_s, filters)) = postcard::from_bytes::<(u32, Vec<(&str, u8)>)>(value) else { return };
+        let Ok((expiry_s, user, filters)) = postcard::from_bytes::<SessionNote<'_>>(value) else { return };
         if self.sessions.len() >= 2 * self.config.max_connections {
             return;
         }
@@ -153,6 +157,7 @@ impl Broker {
         }
         let state = &mut self.sessions[session];
         state.noted = true;
+        state.user = user.map(Box::from);
         state.expiry = Duration::from_secs(expiry_s.into()).min(self.config.session_expiry_max);
         // Nobody knows how long the agent was away: its client gets its whole time.
         state.ends_at = Some(now + state.expiry);

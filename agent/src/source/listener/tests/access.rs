@@ -5,6 +5,7 @@ use std::{fs, num::NonZeroU32, os::unix::fs::PermissionsExt as _, path::Path, sy
 use super::{sockets::Device, *};
 use crate::{
     access::passwords::{self, PasswordFile},
+    log::Remembered,
     secret::FileRef,
     source::{
         listener::{
@@ -305,5 +306,19 @@ fn a_password_file_that_everybody_can_read_is_noticed() {
     for (mode, open) in [(0o600, false), (0o640, false), (0o644, true)] {
         fs::set_permissions(&file.path, fs::Permissions::from_mode(mode)).expect("changes");
         assert_eq!(file.is_open_to_all(), open, "{mode:o}");
+    }
+}
+
+#[test]
+fn a_session_comes_back_after_a_restart_for_its_user_alone() {
+    let lasting =
+        |user: &str| connect_with("a", 0xc0, &[0x11, 0, 0, 1, 0x2c], &[text(user), text("p")].concat());
+    let (mut bench, mut remembered) = (Strict::bench(config()), Remembered::new());
+    bench.log_in(&lasting("u"));
+    super::memory::note(&mut bench, &mut remembered);
+    for (user, present) in [("u", true), ("v", false)] {
+        let mut bench = Strict::bench(config());
+        bench.broker.restore(bench.now, &remembered);
+        assert_eq!(bench.log_in(&lasting(user)).1, present, "{user}");
     }
 }

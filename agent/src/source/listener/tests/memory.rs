@@ -4,7 +4,7 @@ use super::*;
 use crate::log::Remembered;
 
 /// What a commit makes durable with the messages taken so far.
-fn note(bench: &mut Bench, remembered: &mut Remembered) {
+pub(super) fn note(bench: &mut Bench, remembered: &mut Remembered) {
     for (key, value) in bench.broker.changes(bench.now) {
         remembered.remove(&key);
         remembered.extend(value.map(|value| (key, value)));
@@ -159,7 +159,8 @@ fn notes_of_a_later_release_and_more_than_may_be_are_passed_over() {
         remembered.insert(key.as_bytes().into(), [0xff, 0xff, 7].into());
     }
     remembered.insert([b's', 0xff].into(), [0].into());
-    let expiry_and_no_filters = postcard::to_stdvec(&(300_u32, Vec::<(&str, u8)>::new())).unwrap();
+    let expiry_and_no_filters =
+        postcard::to_stdvec(&(300_u32, None::<&str>, Vec::<(&str, u8)>::new())).unwrap();
     for id in 0..30 {
         let key = format!("s{id:02}");
         remembered.insert(key.as_bytes().into(), expiry_and_no_filters.clone().into());
