@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "the system tests run on the machine's own clock")]
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
+mod access;
 mod ack_order;
 mod catch_up;
 mod check;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
 /// The CA and its directory, removed when dropped.
@@ -34,9 +34,22 @@ impl Certificates {
     /// Makes `<name>.crt` and `<name>.key`, and both in `<name>.pem`, for the common name `name` and the address
     /// 127.0.0.1.
     pub fn issue(&self, name: &str) {
+        self.sign(name, |_| {});
+    }
+
+    /// As [`issue`](Self::issue), for a time that is over.
+    pub fn issue_expired(&self, name: &str) {
+        self.sign(name, |params| {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        });
+    }
+
+    fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
         let key = KeyPair::generate().expect("a key can be made");
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("the address is one");
         params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.authority).expect("a CA signs").pem();
         self.write(&format!("{name}.crt"), &certificate);
         self.write(&format!("{name}.key"), &key.serialize_pem());

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -119,7 +120,14 @@ impl Peer {
         let received = &mut received[..size_bytes];
         let Some(tls) = &mut self.tls else { return Came::Bytes(received) };
         plain.clear();
-        match tls.receive(received, plain) {
+        let was_handshaking = tls.progress() == Progress::Handshaking;
+        let outcome = tls.receive(received, plain);
+        if was_handshaking && tls.progress() != Progress::Handshaking {
+            // The kernel would wait 40 ms for an answer to send its ACK with, and the client's for that ACK before it sends CONNECT.
+            // A socket that does not take the option serves all the same.
+            let _ = sockopt::set_tcp_quickack(&self.stream, true);
+        }
+        match outcome {
             Ok(()) if plain.is_empty() && tls.progress() == Progress::Closed => Came::End,
             // The end behind them is found when the socket is read again.
             Ok(()) => Came::Bytes(plain),
