@@ -66,12 +66,19 @@ use_linux_target() {
   cargo_variable=CARGO_TARGET_${target^^}
   cargo_variable=${cargo_variable//-/_}
   export "${cargo_variable}_LINKER=$gnu-gcc"
-  # For a small binary: the linker leaves out each C function that nobody calls, and no C code is unwound.
-  export "CFLAGS_${target//-/_}=-ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables"
+  # For a small binary: the linker leaves out each C function that nobody calls; no C code is unwound, since a panic ends at the
+  # Rust function that C called; and zstd has level 1 alone, which is all that is asked for, and no formats older than 2016.
+  local cflags=(-ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables -fno-unwind-tables
+    -UZSTD_LEGACY_SUPPORT -DZSTD_LEGACY_SUPPORT=0) strategy
+  for strategy in DFAST GREEDY LAZY LAZY2 BTLAZY2 BTOPT BTULTRA; do
+    cflags+=("-DZSTD_EXCLUDE_${strategy}_BLOCK_COMPRESSOR")
+  done
+  export "CFLAGS_${target//-/_}=${cflags[*]}"
   local directory
   directory=$(realpath -m "${CARGO_TARGET_DIR:-target}")/cross
-  # The same library crates for programs and for tests, so that nothing is built twice.
+  # The same library crates for programs and for tests, so that nothing is built twice. Without `backtrace`, whose names a stripped
+  # binary does not have, and with the smaller of the algorithms that it has two of; a panic still says where it was.
   cargo_options=(--locked --target "$target" --profile "$profile" --target-dir "$directory"
-    -Zbuild-std=std,panic_unwind,test)
+    -Zbuild-std=std,panic_unwind,test -Zbuild-std-features=panic-unwind,optimize_for_size)
   program=$directory/$target/$profile/wayside
 }
