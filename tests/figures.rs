@@ -1,4 +1,4 @@
-//! The figures of the listener, of whole processes under load:
+//! The figures of the listener, of whole processes under load, and what an outage with a kill in it costs:
 //!
 //! ```text
 //! cargo build --release --workspace --bins --example figures && target/release/examples/figures [--json FILE]
@@ -20,7 +20,7 @@ use wayside_tests::agent::{self, Agent};
 use wayside_tests::certificates::Certificates;
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::raw::{connect_all, open, open_tls, publish_1, publish_all, raise_descriptors, tls};
-use wayside_tests::sim::Load;
+use wayside_tests::sim::{self, Load};
 use wayside_tests::usage::Usage;
 use wayside_tests::{PATIENCE, kafka, ports, wait_until};
 
@@ -39,6 +39,9 @@ struct Args {
     /// Idle clients that come back at once
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
+    /// How long Kafka is away, with a kill of every process of the gateway in the middle, at 2 000 messages/s
+    #[arg(long, default_value_t = 60)]
+    outage_seconds: u64,
     /// Also write the figures to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -85,6 +88,13 @@ fn main() {
         certificates.path("listener.key").display()
     );
     figures.push(idle("idle-tls", &idle_listener(port, &section), || open_tls(port, &client), args.idle));
+    println!(
+        "{:<24} {:>12} {:>9} {:>6} {:>10} {:>9}",
+        "outage", "acknowledged", "delivered", "lost", "duplicated", "reordered"
+    );
+    for way in [Way::Listener, Way::Broker] {
+        figures.push(outage(way, args.outage_seconds));
+    }
     if let Some(path) = args.json {
         let text = serde_json::to_string_pretty(&figures).expect("JSON");
         std::fs::write(&path, text + "\n").expect("the file can be written");
@@ -143,6 +153,43 @@ fn load(way: Way, clients: usize, args: &Args) -> Value {
         // Of Mosquitto, where there is one, then of the agent.
         "cpu_seconds_per_million": cpu, "peak_resident_kib": peak_kib,
         "puback_ms_p50": p50, "puback_ms_p99": p99,
+    })
+}
+
+/// A load while Kafka is away, with all processes of the gateway killed in the middle; then Kafka comes back.
+fn outage(way: Way, seconds: u64) -> Value {
+    let mut cluster = kafka::exclusive();
+    let port = ports::free();
+    let mut broker = matches!(way, Way::Broker).then(Mosquitto::start);
+    let (url, sections) = match &broker {
+        None => (format!("mqtt://127.0.0.1:{port}"), agent::listener(port)),
+        Some(broker) => (broker.url(), agent::mqtt_source(&broker.url(), 5)),
+    };
+    let name = format!("figures-outage-{}", if broker.is_some() { "broker" } else { "listener" });
+    let mut agent = Agent::new(&name, &cluster.bootstrap_servers(), &sections);
+    agent.start();
+    if let Some(broker) = &broker {
+        broker.wait_subscribed("traffic/+/position");
+    }
+    cluster.kill_all();
+    let duration = format!("{seconds}s");
+    let arguments = ["--devices", "50", "--rate", "2000", "--duration", &duration];
+    let mut load = Load::start(["traffic", "--mqtt", &url].into_iter().chain(arguments));
+    std::thread::sleep(Duration::from_secs(seconds / 2));
+    broker.iter_mut().for_each(Mosquitto::kill);
+    agent.kill();
+    broker.iter_mut().for_each(Mosquitto::start_again);
+    agent.start();
+    load.finish(Duration::from_secs(seconds) + PATIENCE);
+    cluster.heal();
+    let report = sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE);
+    agent.stop();
+    let counts = ["acknowledged", "delivered", "lost", "duplicated", "reordered"];
+    let [acknowledged, delivered, lost, duplicated, reordered] = counts.map(|name| report.count(name));
+    println!("{way:<24} {acknowledged:>12} {delivered:>9} {lost:>6} {duplicated:>10} {reordered:>9}");
+    json!({
+        "way": format!("outage, {way}"), "seconds": seconds, "acknowledged": acknowledged, "delivered": delivered,
+        "lost": lost, "duplicated": duplicated, "reordered": reordered,
     })
 }
 

@@ -73,7 +73,12 @@ log_type subscribe
         self.process.terminate(PATIENCE);
     }
 
-    /// Starts the broker again after [`stop`](Self::stop).
+    /// Kills the broker with SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts the broker again after [`stop`](Self::stop) or [`kill`](Self::kill).
     pub fn start_again(&mut self) {
         self.process = run(&self.directory);
         self.wait_ready();
