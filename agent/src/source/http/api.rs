@@ -1,6 +1,6 @@
 //! What requests mean: who may, which stream, and which records are in the body. Pure.
 
-use std::{collections::BTreeMap, num::NonZeroU16};
+use std::{borrow::Cow, collections::BTreeMap, num::NonZeroU16};
 
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
@@ -55,6 +55,17 @@ pub(super) struct Admitted {
     stream: StreamName,
     format: Format,
     idempotency_key: Option<Bytes>,
+    /// A record that is wrong does not keep the others out.
+    each: bool,
+}
+
+/// What a body has.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Decoded {
+    /// At least one, in the order of the body.
+    pub(super) records: Vec<Record>,
+    /// What is wrong with the others, where the request asked for that.
+    pub(super) flaws: Vec<Flaw>,
 }
 
 impl Admitted {
@@ -123,13 +134,18 @@ impl Api {
     ) -> Result<Admitted, Refusal> {
         let stream = self.admitted(stream, headers)?.ok_or_else(|| not_found("stream", stream))?;
         let device = device_in(query)?;
+        let each = match parameter(query, "results").as_deref() {
+            None | Some("all") => false,
+            Some("each") => true,
+            Some(_) => return Err(Refusal::Results),
+        };
         let format = match media_type(headers).as_deref() {
             Some("application/json") => Format::Json(device),
             Some("application/x-ndjson" | "application/jsonl") => Format::Lines(device),
             Some("application/octet-stream") => Format::Raw(device.ok_or(Refusal::DeviceMissing)?),
             _ => return Err(Refusal::MediaType(RECORDS_TYPES)),
         };
-        Ok(Admitted { stream, format, idempotency_key: idempotency_key(headers)? })
+        Ok(Admitted { stream, format, idempotency_key: idempotency_key(headers)?, each })
     }
 
     /// `POST /topics/{topic}`, by its head.
@@ -147,7 +163,7 @@ impl Api {
             _ => return Err(Refusal::MediaType(PRODUCE_TYPES)),
         };
         let format = Format::Produce(embedded);
-        Ok(Admitted { stream, format, idempotency_key: idempotency_key(headers)? })
+        Ok(Admitted { stream, format, idempotency_key: idempotency_key(headers)?, each: false })
     }
 
     /// The stream called `name`, if there is one, for whom its token opens it. Who has none is not told which there are.
@@ -171,7 +187,7 @@ impl Api {
         self.streams.get(&admitted.stream).expect("admitted by its name")
     }
 
-    /// The records of `body`, in its order: all of them, at least one, or none.
+    /// The records of `body`: all of them or none, unless the request asks for each by itself.
     ///
     /// # Errors
     /// [`Refusal`] of the first that is none.
@@ -180,22 +196,23 @@ impl Api {
         admitted: &Admitted,
         body: &Bytes,
         received: Received,
-    ) -> Result<Vec<Record>, Refusal> {
-        let mut batch = Batch { api: self, admitted, records: Vec::new(), size_bytes: 0 };
+    ) -> Result<Decoded, Refusal> {
+        let decoded = Decoded { records: Vec::new(), flaws: Vec::new() };
+        let mut batch = Batch { api: self, admitted, decoded, size_bytes: 0 };
         match &admitted.format {
             Format::Raw(device) => {
-                batch.push(raw_record(&admitted.stream, device.clone(), body.clone(), received))?;
+                batch.push(Ok(raw_record(&admitted.stream, device.clone(), body.clone(), received)))?;
             }
             Format::Json(device) => {
                 let record = self.json(admitted, device.as_ref(), body, received);
-                batch.push(record.map_err(|error| flaw(&error, None))?)?;
+                batch.push(record.map_err(|error| flaw(&error, None)))?;
             }
             Format::Lines(device) => {
                 for (line, text) in (1..).zip(body.split(|byte| *byte == b'\n')) {
                     let text = body.slice_ref(text.trim_ascii());
                     if !text.is_empty() {
                         let record = self.json(admitted, device.as_ref(), &text, received);
-                        batch.push(record.map_err(|error| flaw(&error, Some(line)))?)?;
+                        batch.push(record.map_err(|error| flaw(&error, Some(line))))?;
                     }
                 }
             }
@@ -216,14 +233,16 @@ impl Api {
                         what: error.to_string(),
                         ..Flaw::default()
                     };
-                    batch.push(record.map_err(flaw)?)?;
+                    batch.push(record.map_err(flaw))?;
                 }
             }
         }
-        if batch.records.is_empty() {
-            return Err(Flaw { what: "there is no record".into(), ..Flaw::default() }.into());
+        let decoded = batch.decoded;
+        if decoded.records.is_empty() {
+            let none = || Flaw { what: "there is no record".into(), ..Flaw::default() };
+            return Err(decoded.flaws.into_iter().next().unwrap_or_else(none).into());
         }
-        Ok(batch.records)
+        Ok(decoded)
     }
 
     /// The record of a document: of `device`, or else of the device that the document names.
@@ -247,13 +266,25 @@ impl Api {
 struct Batch<'a> {
     api: &'a Api,
     admitted: &'a Admitted,
-    records: Vec<Record>,
+    decoded: Decoded,
     size_bytes: usize,
 }
 
 impl Batch<'_> {
-    fn push(&mut self, mut record: Record) -> Result<(), Refusal> {
-        let index = self.records.len();
+    /// Takes the next record of the body, or what is wrong with it.
+    fn push(&mut self, record: Result<Record, Flaw>) -> Result<(), Refusal> {
+        let index = self.decoded.records.len() + self.decoded.flaws.len();
+        let taken = record.map_err(Refusal::from).and_then(|record| self.take(index, record));
+        match taken {
+            Err(Refusal::Malformed(flaw) | Refusal::RecordTooLarge(flaw)) if self.admitted.each => {
+                self.decoded.flaws.push(Flaw { record: Some(index), ..flaw });
+                Ok(())
+            }
+            taken => taken,
+        }
+    }
+
+    fn take(&mut self, index: usize, mut record: Record) -> Result<(), Refusal> {
         if let Some(key) = &self.admitted.idempotency_key {
             let value = [key, format!(".{index}").as_bytes()].concat().into();
             record.headers.push(RecordHeader { name: record::header::IDEMPOTENCY_KEY.into(), value });
@@ -266,7 +297,7 @@ impl Batch<'_> {
         if self.size_bytes > self.api.request_bytes_max {
             return Err(Refusal::TooMany(self.api.request_bytes_max));
         }
-        self.records.push(record);
+        self.decoded.records.push(record);
         Ok(())
     }
 }
@@ -322,9 +353,12 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
 }
 
 fn device_in(query: Option<&str>) -> Result<Option<DeviceId>, Refusal> {
+    parameter(query, "device").map(|device| DeviceId::new(&device)).transpose().map_err(Refusal::Device)
+}
+
+fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<Cow<'a, str>> {
     let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-    let device = pairs.find(|(name, _)| name == "device");
-    device.map(|(_, device)| DeviceId::new(&device)).transpose().map_err(Refusal::Device)
+    pairs.find(|(key, _)| key == name).map(|(_, value)| value)
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<Bytes>, Refusal> {

@@ -48,7 +48,9 @@ fn decode(content_type: &'static str, body: &[u8]) -> Result<Vec<Record>, Refusa
     } else {
         api.records("s", None, &headers)
     };
-    api.decode(&admitted.expect("a good head"), &Bytes::copy_from_slice(body), Received::default())
+    let decoded =
+        api.decode(&admitted.expect("a good head"), &Bytes::copy_from_slice(body), Received::default());
+    decoded.map(|decoded| decoded.records)
 }
 
 /// HTTP: `data` is a body. Whatever it is taken for, it becomes records within the limit, or is refused with a place that it

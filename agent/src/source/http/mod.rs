@@ -6,7 +6,7 @@
 //! * **Repetition**: a request whose `Idempotency-Key` is known is answered as it was ([`keys`]).
 //! * **All or nothing**: a body in which one record is wrong is refused as a whole, with the place.
 //! * **Back-pressure**: nothing waits for room. Where there is none, for the body or for its records in the intake, the answer is
-//!   503 with a `Retry-After`, spread so that a thousand devices do not come back at once.
+//!   503 with a `Retry-After`, by how long the backlog has waited, and spread so that a thousand devices do not come back at once.
 //! * **Bounds**: connections, bytes of a body, of its records and of all bodies together, time of a TLS handshake, without a request's head, of a body,
 //!   until the commit, and that a client leaves its answer unread.
 //! * **Shutdown**: no more connections; what was taken is answered (at most 5 s).
@@ -46,9 +46,9 @@ use tracing::{debug, info, warn};
 
 pub use self::reach::reach;
 use self::{
-    api::{Admitted, Api},
+    api::{Admitted, Api, Decoded},
     keys::{Key, Keys, Seen},
-    refusal::Refusal,
+    refusal::{Flaw, Refusal},
     server::Door,
 };
 use super::{SourceContext, backoff::Backoff, metrics::SourceCounters};
@@ -59,7 +59,7 @@ use crate::{
     intake::{self, Acknowledgement, IntakeClosed, Places, Reservation, Unacknowledged},
     kept::Kept,
     partition::partition_of,
-    record::{PartitionId, Record},
+    record::PartitionId,
 };
 
 /// Longest time that a shutdown waits for acknowledgements, and for clients to take their answers.
@@ -91,17 +91,24 @@ struct Stored {
     partitions: Vec<PartitionId>,
     /// The offset of each, none where its stream's policy has dropped it; `None` where it is not known any more.
     places: Option<Places>,
+    /// What is wrong with other records of the request, which asked for each by itself.
+    flaws: Vec<Flaw>,
 }
 
 impl Stored {
     /// `_acknowledgement` covers the ticket of the request.
-    fn new(_acknowledgement: Acknowledgement, partitions: Vec<PartitionId>, places: Option<Places>) -> Self {
-        Self { partitions, places }
+    fn new(
+        _acknowledgement: Acknowledgement,
+        partitions: Vec<PartitionId>,
+        places: Option<Places>,
+        flaws: Vec<Flaw>,
+    ) -> Self {
+        Self { partitions, places, flaws }
     }
 
     /// A life before has noted it with its records.
     fn before_a_restart(partitions: Vec<PartitionId>) -> Self {
-        Self { partitions, places: None }
+        Self { partitions, places: None, flaws: Vec::new() }
     }
 }
 
@@ -114,7 +121,14 @@ struct Waiting {
 /// What a commit is to make durable.
 enum Submitted {
     /// The records of a request.
-    Records { partitions: Vec<PartitionId>, places: oneshot::Receiver<Places>, key: Option<Key> },
+    Records {
+        partitions: Vec<PartitionId>,
+        places: oneshot::Receiver<Places>,
+        flaws: Vec<Flaw>,
+        key: Option<Key>,
+        /// When it was submitted.
+        at: Monotonic,
+    },
     /// Those of an earlier one with the same key.
     Again(Key),
 }
@@ -271,9 +285,9 @@ impl Source {
             (Seen::Stored(stored), _) => Ok(stored),
             (Seen::Other, _) => Err(Refusal::KeyReused),
             (_, key) => match self.decode(api, &admitted, &body) {
-                Ok((records, reservation)) => {
+                Ok((decoded, reservation)) => {
                     drop(room);
-                    return self.submit(api.partitions(&admitted), records, reservation, key, &body, answer);
+                    return self.submit(api.partitions(&admitted), decoded, reservation, key, &body, answer);
                 }
                 Err(refusal) => Err(refusal),
             },
@@ -289,24 +303,37 @@ impl Source {
         api: &Api,
         admitted: &Admitted,
         body: &Bytes,
-    ) -> Result<(Vec<Record>, Reservation), Refusal> {
+    ) -> Result<(Decoded, Reservation), Refusal> {
         let received = self.context.clock.wall();
         // Decoders do not panic; if one does nevertheless, its request alone is hit. They keep no state to be torn.
         let decoded = catch_unwind(AssertUnwindSafe(|| api.decode(admitted, body, received)));
-        let records = decoded.unwrap_or_else(|_| Err(Refusal::panicked()))?;
-        let room = self.context.intake.try_reserve(intake::size_bytes(&records)).ok_or(Refusal::Full)?;
-        Ok((records, room))
+        let decoded = decoded.unwrap_or_else(|_| Err(Refusal::panicked()))?;
+        match self.context.intake.try_reserve(intake::size_bytes(&decoded.records)) {
+            Some(room) => Ok((decoded, room)),
+            None => Err(Refusal::Full(self.backlog_waits())),
+        }
+    }
+
+    /// How long the oldest request that is not durable has waited.
+    fn backlog_waits(&self) -> Duration {
+        let submitted = self.waiting.iter().find_map(|waiting| match waiting.request {
+            Submitted::Records { at, .. } => Some(at),
+            Submitted::Again(_) => None,
+        });
+        submitted.map_or(Duration::ZERO, |at| self.context.clock.monotonic().since(at))
     }
 
     fn submit(
         &mut self,
         partitions: NonZeroU16,
-        records: Vec<Record>,
+        decoded: Decoded,
         room: Reservation,
         key: Option<Key>,
         body: &[u8],
         answer: oneshot::Sender<Result<Arc<Stored>, Refusal>>,
     ) -> Result<(), IntakeClosed> {
+        let Decoded { records, flaws } = decoded;
+        let at = self.context.clock.monotonic();
         let intake = &mut self.context.intake;
         let partitions: Vec<_> =
             records.iter().map(|record| partition_of(&record.device, partitions)).collect();
@@ -315,7 +342,7 @@ impl Source {
         // A request of so many records that its note is too large is remembered until a restart.
         let notes = changes.into_iter().filter_map(|(key, value)| intake.note(key, value).ok()).collect();
         let (ticket, places) = intake.submit_asking(room, records, notes)?;
-        let request = Submitted::Records { partitions, places, key };
+        let request = Submitted::Records { partitions, places, flaws, key, at };
         self.waiting.push(ticket, Waiting { request, answer });
         Ok(())
     }
@@ -324,8 +351,8 @@ impl Source {
     fn acknowledge(&mut self, acknowledgement: Acknowledgement) {
         for Waiting { request, answer } in self.waiting.release(acknowledgement) {
             let stored = match request {
-                Submitted::Records { partitions, mut places, key } => {
-                    let stored = Stored::new(acknowledgement, partitions, places.try_recv().ok());
+                Submitted::Records { partitions, mut places, flaws, key, .. } => {
+                    let stored = Stored::new(acknowledgement, partitions, places.try_recv().ok(), flaws);
                     let stored = Arc::new(stored);
                     key.iter().for_each(|key| self.keys.stored(key, &stored));
                     Ok(stored)

@@ -1,6 +1,6 @@
 //! Why a request is refused: its status, its words, and where in the body it went wrong.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use axum::http::StatusCode;
 
@@ -21,6 +21,9 @@ pub(super) enum Refusal {
     /// Raw bytes without a device.
     #[error("raw bytes need ?device=")]
     DeviceMissing,
+    /// `?results=` is none.
+    #[error("?results= must be all or each")]
+    Results,
     /// The header `Idempotency-Key` is none.
     #[error("Idempotency-Key must be 1 to 255 visible ASCII characters")]
     IdempotencyKey,
@@ -51,9 +54,9 @@ pub(super) enum Refusal {
     /// A body of a kind that is not taken here.
     #[error("the Content-Type must be {0}")]
     MediaType(&'static str),
-    /// No room: for the body, or for its records in the intake.
+    /// No room: for the body, or for its records in the intake. The oldest request that is not durable has waited so long.
     #[error("the gateway takes no more at the moment")]
-    Full,
+    Full(Duration),
     /// The commit takes too long, or the agent ended meanwhile. The only refusal after which records may be stored.
     #[error("not stored in time; it may be later, and sent again it may arrive twice")]
     Late,
@@ -111,6 +114,7 @@ impl Refusal {
             | Self::Broken
             | Self::Device(_)
             | Self::DeviceMissing
+            | Self::Results
             | Self::IdempotencyKey => StatusCode::BAD_REQUEST,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -119,7 +123,7 @@ impl Refusal {
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge(_) | Self::TooMany(_) | Self::RecordTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Full | Self::Late | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full(_) | Self::Late | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -129,6 +133,7 @@ impl Refusal {
             Self::Malformed(_) => "malformed",
             Self::Broken => "broken",
             Self::Device(_) | Self::DeviceMissing => "no_device",
+            Self::Results => "results",
             Self::IdempotencyKey | Self::KeyReused => "idempotency_key",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
@@ -136,7 +141,7 @@ impl Refusal {
             Self::Slow(_) => "slow",
             Self::TooLarge(_) | Self::TooMany(_) | Self::RecordTooLarge(_) => "too_large",
             Self::MediaType(_) => "media_type",
-            Self::Full => "full",
+            Self::Full(_) => "full",
             Self::Late => "late",
             Self::Stopping => "stopping",
         }

@@ -36,7 +36,7 @@ use super::{
     Job, Stored,
     api::{Admitted, Api},
     produce,
-    refusal::Refusal,
+    refusal::{Flaw, Refusal},
 };
 use crate::{
     config::HttpSource,
@@ -61,7 +61,10 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const DISCARD_BYTES_MAX: usize = 1024 * 1024;
 
 /// Who is told to come again is told so for 1 s to this many, in turn: a fleet must not come at one moment.
-const RETRY_AFTER_S_MAX: u32 = 8;
+const RETRY_SPREAD_S: u32 = 8;
+
+/// On top of that comes how long the backlog has waited, to this many seconds: Kafka or the disk may be away for long.
+const RETRY_BACKLOG_S_MAX: u64 = 60;
 
 /// Where a request goes in.
 pub(super) struct Door {
@@ -123,7 +126,8 @@ impl Door {
             }
             StatusCode::SERVICE_UNAVAILABLE => {
                 let turn = self.retries.fetch_add(1, Ordering::Relaxed);
-                headers.insert(header::RETRY_AFTER, (1 + turn % RETRY_AFTER_S_MAX).into());
+                let waited = if let Refusal::Full(waited) = refusal { waited } else { Duration::ZERO };
+                headers.insert(header::RETRY_AFTER, retry_after_s(turn, waited).into());
             }
             _ => {}
         }
@@ -137,7 +141,9 @@ impl Door {
             return Err(Refusal::TooLarge(self.max_body_bytes));
         }
         let share = u32::try_from(most).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).try_acquire_many_owned(share).map_err(|_| Refusal::Full)?;
+        let room = Arc::clone(&self.room)
+            .try_acquire_many_owned(share)
+            .map_err(|_| Refusal::Full(Duration::ZERO))?;
         let body = timeout(self.body_timeout, read(body, self.max_body_bytes));
         let body = body.await.map_err(|_| Refusal::Slow(self.body_timeout.as_millis()))??;
         let (answer, answered) = oneshot::channel();
@@ -147,6 +153,11 @@ impl Door {
         let answered = timeout(self.commit_timeout, answered).await.map_err(|_| Refusal::Late)?;
         answered.map_err(|_| Refusal::Late)?
     }
+}
+
+/// When the client of the answer number `turn` comes again, with a backlog that has `waited` so long.
+pub(super) fn retry_after_s(turn: u32, waited: Duration) -> u64 {
+    u64::from(1 + turn % RETRY_SPREAD_S) + waited.as_secs().min(RETRY_BACKLOG_S_MAX)
 }
 
 /// The whole body, if it has `bytes_max` at most.
@@ -196,6 +207,27 @@ struct Answer {
     /// Where they are; not known of a request that was stored before a restart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     offsets: Vec<Span>,
+    /// The records of the request that are none, where it asked for each by itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Wrong>,
+}
+
+/// What is wrong with a record.
+#[derive(Serialize)]
+struct Wrong {
+    record: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    detail: String,
+}
+
+impl Wrong {
+    fn new(flaw: &Flaw) -> Self {
+        let Flaw { record, line, column, what } = flaw.clone();
+        Self { record, line, column, detail: what }
+    }
 }
 
 /// Records of one partition: as `wayside.offset` says in Kafka.
@@ -228,6 +260,7 @@ impl Answer {
             records: stored.partitions.len(),
             dropped: places.iter().filter(|place| place.is_none()).count(),
             offsets: spans.into_iter().map(span).collect(),
+            errors: stored.flaws.iter().map(Wrong::new).collect(),
         }
     }
 }

@@ -211,6 +211,42 @@ fn limits_are_answered_with_their_status() {
 }
 
 #[test]
+fn with_a_result_for_each_record_the_good_ones_are_stored_and_the_others_named() {
+    on_one_thread(async {
+        let address = free_address();
+        let mut pipeline = started(config(address)).await;
+        let path = "/v1/streams/rooms/records?results=each";
+        let large = format!("{{\"device\":\"r1\",\"x\":\"{}\"}}", "x".repeat(RECORD_BYTES_MAX));
+        let body = format!("{OBJECT}\n{{\"device\":}}\n{large}\n{OBJECT}\n");
+        let (answer, records) =
+            stored(&mut pipeline, address, path, "application/x-ndjson", body.as_bytes()).await;
+        assert_eq!((answer.status, records.len()), (200, 2));
+        let errors = answer.json()["errors"].clone();
+        assert_eq!(
+            (&errors[0]["record"], &errors[0]["line"], &errors[0]["column"]),
+            (&1.into(), &2.into(), &11.into())
+        );
+        assert_eq!((&errors[1]["record"], errors.as_array().map(Vec::len)), (&2.into(), Some(2)));
+        assert!(errors[1]["detail"].as_str().is_some_and(|why| why.contains("4096")), "{errors}");
+        for (path, why) in [(path, "line 1"), ("/v1/streams/rooms/records?results=some", "all or each")] {
+            let answer = within("an answer", post(address, path, "application/x-ndjson", b"{\n{"))
+                .await
+                .expect("no panic");
+            assert_eq!(answer.status, 400);
+            assert!(answer.body.contains(why), "{answer:?}");
+        }
+        assert_eq!(pipeline.rest(), []);
+    });
+}
+
+#[test]
+fn the_longer_the_backlog_waits_the_later_a_client_comes_again() {
+    let after_s = |turn, waited_s| server::retry_after_s(turn, Duration::from_secs(waited_s));
+    assert_eq!([after_s(0, 0), after_s(7, 0), after_s(8, 0)], [1, 8, 1]);
+    assert_eq!([after_s(0, 20), after_s(3, 3600)], [21, 64]);
+}
+
+#[test]
 fn a_full_intake_is_answered_with_503_and_retry_after() {
     on_one_thread(async {
         let address = free_address();
@@ -436,7 +472,8 @@ fn the_description_has_all_routes_and_every_answer_of_theirs() {
         Refusal::TooMany(1),
         Refusal::RecordTooLarge(flaw()),
         Refusal::MediaType(""),
-        Refusal::Full,
+        Refusal::Results,
+        Refusal::Full(Duration::ZERO),
         Refusal::Late,
         Refusal::Stopping,
     ];

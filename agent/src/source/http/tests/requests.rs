@@ -31,7 +31,9 @@ fn decoded(api: &Api, path: &str, headers: &[(&str, &str)], body: &str) -> Resul
             api.records(stream.expect("a path of the API"), query, &map)?
         }
     };
-    api.decode(&admitted, &Bytes::copy_from_slice(body.as_bytes()), Received::default())
+    let decoded = api.decode(&admitted, &Bytes::copy_from_slice(body.as_bytes()), Received::default())?;
+    assert_eq!(decoded.flaws, []);
+    Ok(decoded.records)
 }
 
 fn refused(api: &Api, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
