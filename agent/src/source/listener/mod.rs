@@ -7,7 +7,7 @@
 //! * [`open`], [`peer`], [`ready`] and this module: files, sockets, time and the intake around them
 //!
 //! # Rules
-//! * **Acknowledgement**: PUBACK and PUBREC leave for an [`Acknowledgement`](crate::intake::Acknowledgement), in PUBLISH order on
+//! * **Acknowledgement**: PUBACK and PUBREC leave for an [`Acknowledgement`], in PUBLISH order on
 //!   each connection (MQTT-4.6.0-2), all that a commit covers in one write. What is not stored, since it is for subscribers alone
 //!   or its client may not publish it, is answered in its turn.
 //! * **Repetition**: a PUBLISH that a broken connection left unanswered is recognised when its session comes back, a QoS 2
