@@ -29,6 +29,7 @@ pub const PROTECTED_PROPERTIES: &[&str] = &[
     "queuing.strategy",
     "request.required.acks",
     "retries",
+    "test.mock.num.brokers",
     "transactional.id",
 ];
 
