@@ -18,11 +18,12 @@ use clap::Parser as _;
 use serde_json::{Value, json};
 use wayside_tests::agent::{self, Agent};
 use wayside_tests::certificates::Certificates;
+use wayside_tests::kafka::{self, Cluster};
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::raw::{connect_all, open, open_tls, publish_1, publish_all, raise_descriptors, tls};
 use wayside_tests::sim::{self, Load};
 use wayside_tests::usage::Usage;
-use wayside_tests::{PATIENCE, kafka, ports, wait_until};
+use wayside_tests::{PATIENCE, ports, wait_until};
 
 /// Measures the listener, and a broker with a client of it for comparison.
 #[derive(clap::Parser)]
@@ -101,21 +102,28 @@ fn main() {
     }
 }
 
-/// A load of QoS 1 until Kafka has all of it.
-fn load(way: Way, clients: usize, args: &Args) -> Value {
-    let cluster = kafka::shared();
+/// A gateway that runs, with where its devices connect to; `what` tells it from the others.
+fn gateway(way: Way, what: &str, cluster: &Cluster) -> (String, Option<Mosquitto>, Agent) {
     let port = ports::free();
     let broker = matches!(way, Way::Broker).then(Mosquitto::start);
     let (url, sections) = match &broker {
         None => (format!("mqtt://127.0.0.1:{port}"), agent::listener(port)),
         Some(broker) => (broker.url(), agent::mqtt_source(&broker.url(), 5)),
     };
-    let name = format!("figures-{}-{clients}", if broker.is_some() { "broker" } else { "listener" });
+    let kind = if broker.is_some() { "broker" } else { "listener" };
+    let name = format!("figures-{kind}-{what}");
     let mut agent = Agent::new(&name, &cluster.bootstrap_servers(), &sections);
     agent.start();
     if let Some(broker) = &broker {
         broker.wait_subscribed("traffic/+/position");
     }
+    (url, broker, agent)
+}
+
+/// A load of QoS 1 until Kafka has all of it.
+fn load(way: Way, clients: usize, args: &Args) -> Value {
+    let cluster = kafka::shared();
+    let (url, broker, mut agent) = gateway(way, &format!("{clients}"), &cluster);
     let pids: Vec<u32> = broker.iter().map(Mosquitto::pid).chain([agent.pid()]).collect();
     let before: Vec<Usage> = pids.iter().map(|pid| Usage::of(*pid)).collect();
     let (rate, count) = (args.rate.to_string(), clients.to_string());
@@ -159,18 +167,7 @@ fn load(way: Way, clients: usize, args: &Args) -> Value {
 /// A load while Kafka is away, with all processes of the gateway killed in the middle; then Kafka comes back.
 fn outage(way: Way, seconds: u64) -> Value {
     let mut cluster = kafka::exclusive();
-    let port = ports::free();
-    let mut broker = matches!(way, Way::Broker).then(Mosquitto::start);
-    let (url, sections) = match &broker {
-        None => (format!("mqtt://127.0.0.1:{port}"), agent::listener(port)),
-        Some(broker) => (broker.url(), agent::mqtt_source(&broker.url(), 5)),
-    };
-    let name = format!("figures-outage-{}", if broker.is_some() { "broker" } else { "listener" });
-    let mut agent = Agent::new(&name, &cluster.bootstrap_servers(), &sections);
-    agent.start();
-    if let Some(broker) = &broker {
-        broker.wait_subscribed("traffic/+/position");
-    }
+    let (url, mut broker, mut agent) = gateway(way, "outage", &cluster);
     cluster.kill_all();
     let duration = format!("{seconds}s");
     let arguments = ["--devices", "50", "--rate", "2000", "--duration", &duration];

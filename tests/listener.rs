@@ -90,15 +90,8 @@ fn clients_of_both_versions_and_every_qos_reach_kafka_and_each_other() {
     assert_eq!(cluster.read(&agent.topic("vehicle-positions")).len(), all + 1, "none twice");
 }
 
-#[test]
-#[ignore = "needs Kafka: tests/run"]
-fn kills_under_load_lose_nothing_that_devices_had_an_acknowledgement_for() {
-    let cluster = kafka::shared();
-    let port = ports::free();
-    let url = format!("mqtt://127.0.0.1:{port}");
-    let mut agent = Agent::new("listener-crash", &cluster.bootstrap_servers(), &agent::listener(port));
-    agent.start();
-    let mut load = Load::start(["traffic", "--mqtt", &url, "--devices", "50", "--rate", "500"]);
+/// Kills the agent again and again, then lets the load come to its end.
+fn kill_under(load: &mut Load, agent: &mut Agent) {
     for kill in 0..KILLS {
         // The moment is what the test varies: anywhere in some commits.
         let acknowledged = load.acknowledged();
@@ -108,6 +101,18 @@ fn kills_under_load_lose_nothing_that_devices_had_an_acknowledgement_for() {
     }
     load.interrupt();
     load.finish(PATIENCE);
+}
+
+#[test]
+#[ignore = "needs Kafka: tests/run"]
+fn kills_under_load_lose_nothing_that_devices_had_an_acknowledgement_for() {
+    let cluster = kafka::shared();
+    let port = ports::free();
+    let url = format!("mqtt://127.0.0.1:{port}");
+    let mut agent = Agent::new("listener-crash", &cluster.bootstrap_servers(), &agent::listener(port));
+    agent.start();
+    let mut load = Load::start(["traffic", "--mqtt", &url, "--devices", "50", "--rate", "500"]);
+    kill_under(&mut load, &mut agent);
     sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete(1_000);
     agent.stop();
     let report = sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO);
@@ -126,14 +131,7 @@ fn a_message_that_is_sent_again_after_a_kill_is_stored_once() {
         Agent::new("listener-again", &format!("127.0.0.1:{}", ports::free()), &agent::listener(port));
     agent.start();
     let mut load = Load::start(["traffic", "--mqtt", &url, "--devices", "50", "--rate", "1000"]);
-    for kill in 0..KILLS {
-        let acknowledged = load.acknowledged();
-        load.wait_acknowledged(acknowledged + 100 + kill * 7919 % 200, PATIENCE);
-        agent.kill();
-        agent.start();
-    }
-    load.interrupt();
-    load.finish(PATIENCE);
+    kill_under(&mut load, &mut agent);
     let redelivered = agent
         .metric("wayside_source_dropped_total{source=\"devices\",reason=\"redelivered\"}")
         .unwrap_or(0.0);
