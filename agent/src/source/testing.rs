@@ -46,6 +46,8 @@ pub(crate) struct FakePipeline {
     last_ticket: Ticket,
     /// What the source has noted.
     pub(crate) remembered: Remembered,
+    /// Each record is dropped by its stream's policy.
+    pub(crate) drops: bool,
     /// Urges seen so far.
     pub(crate) urges: usize,
     acknowledge: watch::Sender<Option<Acknowledgement>>,
@@ -109,6 +111,7 @@ impl FakePipeline {
             records: VecDeque::new(),
             last_ticket: Ticket::default(),
             remembered,
+            drops: false,
             urges: 0,
             acknowledge,
             shutdown,
@@ -252,7 +255,9 @@ impl FakePipeline {
                 self.last_ticket = submission.ticket;
                 let ticket = submission.ticket;
                 // Each record in a place of its own.
-                let places = (100..).take(submission.records.len()).map(|offset| Some(Offset(offset)));
+                let places = (100..)
+                    .take(submission.records.len())
+                    .map(|offset| (!self.drops).then_some(Offset(offset)));
                 if let Some(placed) = submission.placed {
                     let _ = placed.send(places.collect());
                 }

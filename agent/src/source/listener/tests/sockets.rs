@@ -233,6 +233,50 @@ fn a_shutdown_waits_for_what_was_taken_and_answers_it() {
 }
 
 #[test]
+fn what_a_policy_drops_is_told_to_the_client_that_sent_it() {
+    on_one_thread(async {
+        let config = Listener { listen: free_address(), tells_drops: true, ..config() };
+        let running = config.clone();
+        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
+        let mut device = Device::open(&config).await;
+        device.send(&connect_with("c", 2, &[], &[])).await;
+        let [_, rest_bytes] = device.read::<2>().await;
+        for _ in 0..rest_bytes {
+            device.read::<1>().await;
+        }
+        for (drops, id, answer) in [(true, 1, &[0x40, 3, 0, 1, 0x97][..]), (false, 2, &[0x40, 2, 0, 2])] {
+            pipeline.drops = drops;
+            device.send(&publish(0x32, "room/1", id, "a")).await;
+            pipeline.record().await;
+            pipeline.acknowledge_all();
+            for byte in answer {
+                assert_eq!(device.read::<1>().await, [*byte], "{answer:?}");
+            }
+        }
+    });
+}
+
+/// Else an equal message that it sends again to the next life, and that this one never read, would pass for its repetition.
+#[test]
+fn a_shutdown_leaves_no_word_of_what_it_has_answered() {
+    on_one_thread(async {
+        let (config, mut pipeline) = start(1 << 20);
+        let mut device = Device::open(&config).await;
+        device.send(&connect_v3("c", false)).await;
+        assert_eq!(device.read::<4>().await, [0x20, 2, 0, 0]);
+        device.send(&publish_v3(0x32, "room/1", 1, "a")).await;
+        pipeline.record().await;
+        assert!(pipeline.remembered.keys().any(|key| key.starts_with(b"w")), "known if it is stored");
+        pipeline.acknowledge_all();
+        assert_eq!(device.read::<4>().await, [0x40, 2, 0, 1]);
+        pipeline.shut_down();
+        pipeline.ended().await;
+        assert_eq!(pipeline.rest(), []);
+        assert_eq!(pipeline.remembered.keys().map(|key| &key[..]).collect::<Vec<_>>(), [b"sc"]);
+    });
+}
+
+#[test]
 fn an_address_that_is_taken_is_told_and_tried_again() {
     on_one_thread(async {
         let address = free_address();
