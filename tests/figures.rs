@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
@@ -22,6 +22,7 @@ use wayside_tests::kafka::{self, Cluster};
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::raw::{connect_all, open, open_tls, publish_1, publish_all, raise_descriptors, tls};
 use wayside_tests::sim::{self, Load};
+use wayside_tests::telegraf::Telegraf;
 use wayside_tests::usage::Usage;
 use wayside_tests::{PATIENCE, ports, wait_until};
 
@@ -40,6 +41,9 @@ struct Args {
     /// Idle clients that come back at once
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
+    /// Also measure this Telegraf behind Mosquitto, under the same loads
+    #[arg(long, value_name = "BINARY")]
+    telegraf: Option<PathBuf>,
     /// How long Kafka is away, with a kill of every process of the gateway in the middle, at 2 000 messages/s
     #[arg(long, default_value_t = 60)]
     outage_seconds: u64,
@@ -50,18 +54,60 @@ struct Args {
 
 /// The way of a load.
 #[derive(Clone, Copy)]
-enum Way {
+enum Way<'a> {
     /// The clients connect to the agent.
     Listener,
     /// They connect to Mosquitto, of which the agent is a client.
     Broker,
+    /// They connect to Mosquitto, of which Telegraf is a client.
+    Telegraf(&'a Path),
 }
 
-impl fmt::Display for Way {
+/// What takes the messages on to Kafka.
+enum Forwarder {
+    Agent(Agent),
+    /// With its topic.
+    Telegraf(Telegraf, String),
+}
+
+impl Forwarder {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Agent(agent) => agent.pid(),
+            Self::Telegraf(telegraf, _) => telegraf.pid(),
+        }
+    }
+
+    /// Waits until Kafka has `messages` of them.
+    fn wait_for(&self, cluster: &Cluster, messages: u64) {
+        match self {
+            Self::Agent(agent) => wait_until(PATIENCE, "the agent has all, and Kafka too", || {
+                #[allow(clippy::cast_precision_loss, reason = "far below 2^52 messages")]
+                let all = agent.metric("wayside_source_records_total") >= Some(messages as f64);
+                let health: Value = serde_json::from_str(&agent.page("/healthz")).expect("JSON");
+                (all && health["replicate"]["backlog_records"] == 0).then_some(())
+            }),
+            Self::Telegraf(_, topic) => {
+                let messages = usize::try_from(messages).expect("they fit into memory");
+                cluster.reader(topic).wait_for(messages, PATIENCE);
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        match self {
+            Self::Agent(agent) => agent.stop(),
+            Self::Telegraf(telegraf, _) => telegraf.stop(),
+        }
+    }
+}
+
+impl fmt::Display for Way<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Listener => "listener",
             Self::Broker => "mosquitto + source.mqtt",
+            Self::Telegraf(_) => "mosquitto + telegraf",
         })
     }
 }
@@ -73,7 +119,8 @@ fn main() {
         "{:<24} {:>7} {:>9} {:>7} {:>20} {:>9} {:>20}",
         "way", "clients", "messages", "rate/s", "CPU s/million", "RSS MiB", "PUBACK p50 / p99 ms"
     );
-    for way in [Way::Listener, Way::Broker] {
+    let telegraf = args.telegraf.as_deref().map(Way::Telegraf);
+    for way in [Way::Listener, Way::Broker].into_iter().chain(telegraf) {
         for &clients in &args.clients {
             figures.push(load(way, clients, &args));
         }
@@ -120,11 +167,27 @@ fn gateway(way: Way, what: &str, cluster: &Cluster) -> (String, Option<Mosquitto
     (url, broker, agent)
 }
 
+/// Telegraf behind a broker.
+fn telegraf(binary: &Path, what: &str, cluster: &Cluster) -> (String, Option<Mosquitto>, Forwarder) {
+    let (broker, topic) = (Mosquitto::start(), format!("figures-telegraf-{what}"));
+    cluster.create_topic(&topic, 4);
+    let telegraf = Telegraf::start(binary, &broker.url(), &cluster.bootstrap_servers(), &topic);
+    broker.wait_subscribed("traffic/+/position");
+    (broker.url(), Some(broker), Forwarder::Telegraf(telegraf, topic))
+}
+
 /// A load of QoS 1 until Kafka has all of it.
 fn load(way: Way, clients: usize, args: &Args) -> Value {
     let cluster = kafka::shared();
-    let (url, broker, mut agent) = gateway(way, &format!("{clients}"), &cluster);
-    let pids: Vec<u32> = broker.iter().map(Mosquitto::pid).chain([agent.pid()]).collect();
+    let what = format!("{clients}");
+    let (url, broker, mut forwarder) = match way {
+        Way::Telegraf(binary) => telegraf(binary, &what, &cluster),
+        Way::Listener | Way::Broker => {
+            let (url, broker, agent) = gateway(way, &what, &cluster);
+            (url, broker, Forwarder::Agent(agent))
+        }
+    };
+    let pids: Vec<u32> = broker.iter().map(Mosquitto::pid).chain([forwarder.pid()]).collect();
     let before: Vec<Usage> = pids.iter().map(|pid| Usage::of(*pid)).collect();
     let (rate, count) = (args.rate.to_string(), clients.to_string());
     let duration = format!("{}s", args.seconds);
@@ -133,14 +196,9 @@ fn load(way: Way, clients: usize, args: &Args) -> Value {
     let summary = load.finish(Duration::from_secs(args.seconds) + PATIENCE);
     let summary: Value = serde_json::from_str(&summary).expect("the load sums up in JSON");
     let messages = summary["acked"].as_u64().expect("a count");
-    wait_until(PATIENCE, "the agent has all, and Kafka too", || {
-        #[allow(clippy::cast_precision_loss, reason = "far below 2^52 messages")]
-        let all = agent.metric("wayside_source_records_total") >= Some(messages as f64);
-        let health: Value = serde_json::from_str(&agent.page("/healthz")).expect("JSON");
-        (all && health["replicate"]["backlog_records"] == 0).then_some(())
-    });
+    forwarder.wait_for(&cluster, messages);
     let after: Vec<Usage> = pids.iter().map(|pid| Usage::of(*pid)).collect();
-    agent.stop();
+    forwarder.stop();
     #[allow(clippy::cast_precision_loss, reason = "far below 2^52 messages")]
     let per_million =
         |(before, after): (&Usage, &Usage)| (after.cpu - before.cpu).as_secs_f64() * 1e6 / messages as f64;
@@ -158,7 +216,7 @@ fn load(way: Way, clients: usize, args: &Args) -> Value {
     );
     json!({
         "way": way.to_string(), "clients": clients, "messages": messages, "messages_per_second": reached,
-        // Of Mosquitto, where there is one, then of the agent.
+        // Of Mosquitto, where there is one, then of the agent or Telegraf.
         "cpu_seconds_per_million": cpu, "peak_resident_kib": peak_kib,
         "puback_ms_p50": p50, "puback_ms_p99": p99,
     })

@@ -199,8 +199,9 @@ listen = \"127.0.0.1:{telemetry_port}\"
     }
 
     #[track_caller]
-    fn run(&mut self, command: std::process::Command) {
+    fn run(&mut self, mut command: std::process::Command) {
         assert!(self.process.is_none(), "the agent runs already");
+        command.env("MALLOC_ARENA_MAX", "2"); // as deploy/wayside.service does
         let log = self.directory.path().join("agent.log");
         let process = self.process.insert(Process::start(&self.name, command, &log));
         // Its state may well be "Kafka is away": that it answers is enough.

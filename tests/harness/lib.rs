@@ -21,6 +21,7 @@ pub mod raw;
 pub mod service;
 pub mod sim;
 pub mod strace;
+pub mod telegraf;
 pub mod usage;
 
 use std::path::{Path, PathBuf};

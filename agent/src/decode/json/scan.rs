@@ -75,6 +75,15 @@ pub fn scan<'t, const N: usize>(
     Ok(found)
 }
 
+/// The members of a set, ascending.
+fn members(mut set: u8) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let member = set.trailing_zeros() as usize;
+        set &= set.checked_sub(1)?;
+        Some(member)
+    })
+}
+
 /// Stands at a value to which the first `depth` tokens of the `active` pointers lead.
 struct Walk<'w, 't> {
     pointers: &'w [Option<Pointer>],
@@ -88,21 +97,16 @@ impl<'t> Walk<'_, 't> {
         self.pointers[pointer].as_ref().map_or(&[], |p| &p.tokens)
     }
 
-    fn active(&self) -> impl Iterator<Item = usize> + use<> {
-        let active = self.active;
-        (0..8).filter(move |i| active & 1 << i != 0)
-    }
-
     /// The pointers that go on with `token`.
     fn onward(&self, token: &str) -> u8 {
-        self.active()
+        members(self.active)
             .filter(|&i| self.tokens(i).get(self.depth).is_some_and(|next| **next == *token))
             .fold(0, |set, i| set | 1 << i)
     }
 
     /// `scalar` is what the pointers that end here name.
     fn arrive(&mut self, scalar: Option<Scalar<'t>>) {
-        for i in self.active() {
+        for i in members(self.active) {
             if self.tokens(i).len() == self.depth {
                 self.found[i].clone_from(&scalar);
             }
@@ -111,7 +115,7 @@ impl<'t> Walk<'_, 't> {
 
     /// A key came that may have come before: what its earlier value held does not count.
     fn forget(&mut self, onward: u8) {
-        for i in (0..8).filter(|i| onward & 1 << i != 0) {
+        for i in members(onward) {
             self.found[i] = None;
         }
     }
@@ -188,7 +192,7 @@ impl<'t> Visitor<'t> for Walk<'_, 't> {
     fn visit_seq<A: SeqAccess<'t>>(mut self, mut seq: A) -> Result<(), A::Error> {
         self.arrive(Some(Scalar::Other));
         // Mostly no pointer goes into an array; then its indices need not become text.
-        let goes_on = self.active().any(|i| self.tokens(i).len() > self.depth);
+        let goes_on = members(self.active).any(|i| self.tokens(i).len() > self.depth);
         for index in 0usize.. {
             let onward = if goes_on { self.onward(&index.to_string()) } else { 0 };
             let end = match onward {

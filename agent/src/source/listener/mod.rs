@@ -78,6 +78,7 @@ use crate::{
     env::Monotonic,
     intake::{Acknowledgement, IntakeClosed, Places, Reservation, Ticket, Unacknowledged},
     kept::Kept,
+    log::NOTE_BYTES_MAX,
     tls::session::Session,
 };
 
@@ -88,10 +89,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rounds of reading that follow each other faster than this are spaced by [`READ_PAUSE`].
-const BUSY_INTERVAL: Duration = Duration::from_millis(5);
+const BUSY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
-const READ_PAUSE: Duration = Duration::from_millis(2);
+const READ_PAUSE: Duration = Duration::from_millis(5);
 
 /// Connections that are accepted before those that are there are served.
 const ACCEPT_BATCH: usize = 64;
@@ -465,8 +466,8 @@ impl Server {
         let Stage { intake, group, .. } = &mut self.stage;
         for (key, value) in self.broker.changes(now) {
             // What is too large is forgotten: better than what was before.
-            let note = intake.note(key.clone(), value).or_else(|_| intake.note(key, None));
-            let Ok(note) = note else { continue };
+            let value = value.filter(|value| key.len() + value.len() <= NOTE_BYTES_MAX);
+            let Ok(note) = intake.note(key, value) else { continue };
             group.size_bytes += note.size_bytes();
             group.notes.push(note);
         }

@@ -13,11 +13,7 @@
 //! with the packet id, the DUP flag and the very payload of its last one, and that a power cut took before it was stored,
 //! passes for a repetition of that.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
@@ -27,7 +23,7 @@ use crate::{
     env::Monotonic,
     log::Remembered,
     source::listener::{
-        connection::{Known, Seen},
+        connection::{Connection, Known, Seen},
         packet::{self, Packet, Property, SubscribeOptions},
         subscriptions::{Message, SessionKey},
     },
@@ -102,16 +98,13 @@ impl Broker {
         }));
         changes.extend(windows.into_iter().map(|session| {
             let state = &self.sessions[session];
-            let mut window: BTreeMap<u16, u32> =
-                state.known.iter().map(|(id, seen)| (*id, seen.digest)).collect();
-            if let Some(connection) = state.connection {
-                window.extend(self.connections[connection].unanswered());
-            }
-            let value: Box<[u8]> = window
-                .into_iter()
-                .flat_map(|(id, digest)| id.to_be_bytes().into_iter().chain(digest.to_be_bytes()))
-                .collect();
-            (key(WINDOW, &state.client_id), (!value.is_empty()).then_some(value))
+            let connection = state.connection.map(|connection| &self.connections[connection]);
+            let unanswered = connection.into_iter().flat_map(Connection::unanswered);
+            let known = state.known.iter().map(|(id, seen)| (*id, seen.digest));
+            // Those of QoS 2 are known from their PUBLISH on.
+            let others = unanswered.filter(|(id, _)| !state.known.contains_key(id));
+            let items: Vec<_> = known.chain(others).map(item).collect();
+            (key(WINDOW, &state.client_id), (!items.is_empty()).then(|| items.as_flattened().into()))
         }));
         changes.extend(retained.into_iter().map(|topic| {
             let packet = self.retained.get(&topic).and_then(|message| {
@@ -191,6 +184,11 @@ impl Memory {
 
 fn key(kind: u8, name: &str) -> Box<[u8]> {
     [&[kind], name.as_bytes()].concat().into()
+}
+
+fn item((id, digest): (u16, u32)) -> [u8; 6] {
+    let ([id_high, id_low], [a, b, c, d]) = (id.to_be_bytes(), digest.to_be_bytes());
+    [id_high, id_low, a, b, c, d]
 }
 
 fn known(item: &[u8; 6]) -> <Known as IntoIterator>::Item {

@@ -342,7 +342,7 @@ fn check_topic(topic: &str) -> Result<(), PacketError> {
     if topic.is_empty() {
         return Err(PacketError::protocol("PUBLISH without topic"));
     }
-    if topic.contains(['#', '+']) {
+    if topic.bytes().any(|byte| matches!(byte, b'#' | b'+')) {
         return invalid("a topic name with a wildcard"); // MQTT-3.3.2-2
     }
     if topic.len() > TOPIC_BYTES_MAX {
