@@ -4,6 +4,7 @@
 
 mod access;
 mod ack_order;
+mod campaign;
 mod catch_up;
 mod check;
 mod clients;

@@ -91,6 +91,14 @@ listen = \"127.0.0.1:{telemetry_port}\"
         self.run(command);
     }
 
+    /// Starts the agent and waits for nothing.
+    #[track_caller]
+    pub fn begin(&mut self) {
+        let mut command = process::command(program());
+        command.args(["run", "-c"]).arg(self.configuration());
+        self.spawn(command);
+    }
+
     /// As [`start`](Self::start), with its system calls written to `trace`.
     #[track_caller]
     pub fn start_traced(&mut self, trace: &Path) {
@@ -199,17 +207,23 @@ listen = \"127.0.0.1:{telemetry_port}\"
     }
 
     #[track_caller]
-    fn run(&mut self, mut command: std::process::Command) {
+    fn spawn(&mut self, mut command: std::process::Command) -> &mut Process {
         assert!(self.process.is_none(), "the agent runs already");
         command.env("MALLOC_ARENA_MAX", "2"); // as deploy/wayside.service does
         let log = self.directory.path().join("agent.log");
-        let process = self.process.insert(Process::start(&self.name, command, &log));
+        self.process.insert(Process::start(&self.name, command, &log))
+    }
+
+    #[track_caller]
+    fn run(&mut self, command: std::process::Command) {
+        let port = self.telemetry_port;
+        let process = self.spawn(command);
         // Its state may well be "Kafka is away": that it answers is enough.
         wait_until(PATIENCE, "the agent serves /healthz", || {
             if let Some(status) = process.exit_status() {
                 panic!("the agent ended, {status}");
             }
-            get(self.telemetry_port, "/healthz")
+            get(port, "/healthz")
         });
     }
 }

@@ -132,6 +132,20 @@ impl Cluster {
         self.node(id).process.as_mut().expect("a node that runs can be paused").signal(Signal::STOP);
     }
 
+    /// SIGKILL to node `id`, and its disk is new: only who it is stays.
+    pub fn wipe(&mut self, id: usize) {
+        self.kill(id);
+        let directory = self.node(id).properties.with_extension("");
+        for entry in std::fs::read_dir(directory).expect("a node has its directory") {
+            let path = entry.expect("a directory that is there can be read").path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).expect("it is ours");
+            } else if path.file_name().is_some_and(|name| name != "meta.properties") {
+                std::fs::remove_file(path).expect("it is ours");
+            }
+        }
+    }
+
     /// Starts the nodes that do not run, resumes those that are paused, and waits until every partition is on all its
     /// replicas again.
     pub fn heal(&mut self) {

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "the system tests run on the machine's own clock")]
 
 pub mod agent;
+pub mod campaign;
 pub mod certificates;
 pub mod chk;
 pub mod client;

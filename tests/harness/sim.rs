@@ -88,6 +88,13 @@ impl Report {
         assert!(self.count("acknowledged") >= at_least, "fewer than {at_least} acknowledged: {}", self.0);
     }
 
+    /// Whether everything that was acknowledged is in Kafka, once, in order per device and where Java would have put it.
+    pub fn is_complete_once(&self) -> bool {
+        ["lost", "duplicated", "reordered", "unknown", "foreign_partition", "split_devices"]
+            .into_iter()
+            .all(|fault| self.count(fault) == 0)
+    }
+
     /// As [`assert_complete`](Self::assert_complete), and nothing is there twice.
     #[track_caller]
     pub fn assert_complete_once(&self, at_least: u64) {

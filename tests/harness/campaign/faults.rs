@@ -1,0 +1,119 @@
+//! The faults, one cycle each.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
+
+use super::{What, site::Site};
+use crate::kafka::NODES;
+use crate::{PATIENCE, wait_until};
+
+/// How long Kafka is away in [`What::Outage`].
+const OUTAGE: Duration = Duration::from_secs(60);
+
+/// One cycle of `what`; on return the agent runs.
+pub(super) fn inject(what: What, site: &mut Site, chance: &mut SmallRng) {
+    match what {
+        What::Kill => kill(site, chance),
+        What::Power => power(site, chance),
+        What::DiskFull => disk_full(site, chance),
+        What::Kafka => kafka(site, chance),
+        What::Mosquitto => mosquitto(site, chance),
+        What::Outage => outage(site),
+    }
+}
+
+/// Some while, up to `most_ms`.
+fn some_while(chance: &mut SmallRng, most_ms: u64) {
+    sleep(Duration::from_millis(chance.random_range(0..=most_ms)));
+}
+
+/// Every third life ends while it starts; the others have stored something.
+fn kill(site: &mut Site, chance: &mut SmallRng) {
+    if chance.random_ratio(1, 3) {
+        site.agent.kill();
+        site.agent.begin();
+        some_while(chance, 300);
+    } else {
+        site.wait_commit(0.0);
+        some_while(chance, 1500);
+    }
+    site.agent.kill();
+    site.agent.start();
+}
+
+fn power(site: &mut Site, chance: &mut SmallRng) {
+    site.wait_commit(0.0);
+    some_while(chance, 1000);
+    let disk = site.disk.as_ref().expect("the log has a disk of its own");
+    disk.cut_power();
+    site.agent.kill();
+    disk.mount_again();
+    site.agent.start();
+}
+
+fn disk_full(site: &mut Site, chance: &mut SmallRng) {
+    site.wait_commit(0.0);
+    let filler = site.disk.as_ref().expect("the log has a disk of its own").fill();
+    wait_until(PATIENCE, "the log finds its disk full", || {
+        // It still ends what it has room for, and so does the file system.
+        filler.fill_up();
+        (site.metric("commit_waiting") == 1.0).then_some(())
+    });
+    some_while(chance, 500);
+    if chance.random() {
+        site.agent.kill();
+        site.agent.start();
+    }
+    let commits = site.metric("commit_commits_total");
+    drop(filler);
+    site.wait_commit(commits);
+}
+
+fn kafka(site: &mut Site, chance: &mut SmallRng) {
+    let one = *NODES.choose(chance).expect("there are some");
+    let others: Vec<usize> = NODES.into_iter().filter(|node| *node != one).collect();
+    let choice = chance.random_range(0..5);
+    let cluster = site.cluster();
+    match choice {
+        0 => cluster.kill(one),
+        1 => others.into_iter().for_each(|node| cluster.kill(node)),
+        2 => cluster.kill_all(),
+        3 => cluster.pause(one),
+        _ => cluster.wipe(one),
+    }
+    let commits = site.metric("commit_commits_total");
+    some_while(chance, 8000);
+    // Whatever Kafka does, what comes is stored and answered.
+    site.wait_commit(commits);
+    site.cluster().heal();
+}
+
+fn mosquitto(site: &mut Site, chance: &mut SmallRng) {
+    site.wait_commit(0.0);
+    some_while(chance, 1000);
+    let dies_too: bool = chance.random();
+    let broker = site.broker.as_mut().expect("a broker is what stops");
+    // Killed, it would lose what it has acknowledged itself.
+    broker.stop();
+    if dies_too {
+        site.agent.kill();
+    }
+    some_while(chance, 500);
+    site.broker.as_mut().expect("as above").start_again();
+    if dies_too {
+        site.agent.start();
+    }
+    let commits = site.metric("commit_commits_total");
+    site.wait_commit(commits);
+}
+
+fn outage(site: &mut Site) {
+    site.cluster().kill_all();
+    sleep(OUTAGE / 2);
+    site.agent.kill();
+    site.agent.start();
+    sleep(OUTAGE / 2);
+    site.cluster().heal();
+}

@@ -1,0 +1,89 @@
+//! The campaign: one kind of fault again and again under load, then Kafka is held against what was acknowledged.
+//!
+//! Everything is real: agent, Kafka, Mosquitto, lines and disks. The seed decides moments and choices, not what the machine does
+//! with them: a run cannot be repeated exactly.
+
+mod faults;
+mod site;
+
+use rand::{SeedableRng as _, rngs::SmallRng};
+use serde_json::{Value, json};
+
+use crate::sim::Report;
+use site::Site;
+
+/// The kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum What {
+    /// SIGKILL to the agent at any moment of its life, its start included
+    Kill,
+    /// The power of its disk is cut: ext4 loses all that was not synced; needs root
+    Power,
+    /// Another process fills the disk, and in half of the cycles the agent is killed meanwhile; needs root
+    DiskFull,
+    /// Nodes of Kafka are killed, paused or lose their disks, one, two or all
+    Kafka,
+    /// The broker in front of `source.mqtt` is stopped, in half of the cycles with the agent killed meanwhile
+    Mosquitto,
+    /// Kafka is away for a minute, and the agent is killed in the middle
+    Outage,
+}
+
+impl What {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Power => "power",
+            Self::DiskFull => "disk-full",
+            Self::Kafka => "kafka",
+            Self::Mosquitto => "mosquitto",
+            Self::Outage => "outage",
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    what: What,
+    cycles: u32,
+    seed: u64,
+    /// What the verifier found.
+    pub report: Report,
+}
+
+impl Outcome {
+    /// The verifier's totals and what was done, as one object.
+    pub fn to_json(&self) -> Value {
+        let mut object = json!({ "what": self.what.name(), "cycles": self.cycles, "seed": self.seed });
+        for name in [
+            "acknowledged",
+            "delivered",
+            "lost",
+            "duplicated",
+            "reordered",
+            "unknown",
+            "foreign_partition",
+            "split_devices",
+        ] {
+            object[name] = self.report.count(name).into();
+        }
+        object
+    }
+}
+
+/// Does `what` for so many cycles; `done` hears after each how many there were. `None`, with a note, where the machine lacks
+/// what it takes.
+///
+/// # Panics
+/// When something hangs: each step has [`PATIENCE`](crate::PATIENCE).
+pub fn run(what: What, cycles: u32, seed: u64, mut done: impl FnMut(u32)) -> Option<Outcome> {
+    let mut chance = SmallRng::seed_from_u64(seed);
+    let mut site = Site::start(what)?;
+    for cycle in 1..=cycles {
+        faults::inject(what, &mut site, &mut chance);
+        done(cycle);
+    }
+    Some(Outcome { what, cycles, seed, report: site.verify() })
+}
