@@ -1,27 +1,13 @@
 //! With Kafka away and the log at its limit, streams drop as their policies say, and every record is in Kafka or counted.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use wayside_tests::agent::{self, Agent};
-use wayside_tests::kafka::{self, Cluster};
+use wayside_tests::gaps::told;
+use wayside_tests::kafka;
 use wayside_tests::mosquitto::Mosquitto;
 use wayside_tests::sim::{self, Load};
 use wayside_tests::{PATIENCE, note, wait_until};
-
-/// Records that gap records of `reason` say are missing.
-fn told(cluster: &Cluster, agent: &Agent, reason: &str) -> u64 {
-    let mut gaps = BTreeMap::new();
-    for record in cluster.read(&agent.topic("gaps")) {
-        let gap: serde_json::Value = serde_json::from_slice(&record.value).expect("a gap is JSON");
-        if gap["reason"] == reason {
-            // A gap may come twice, as records may: one of the log has its offset, another says where it is.
-            let place = record.headers.get("wayside.offset").cloned().unwrap_or_else(|| gap.to_string());
-            gaps.insert((record.partition, place), gap["count"].as_u64().expect("a count"));
-        }
-    }
-    gaps.values().sum()
-}
 
 /// With a kill, Kafka gets a part before, of which the agent knows little afterwards.
 fn drops_and_tells(policy: &str, reason: &str, kill: bool) {
@@ -62,11 +48,11 @@ fn drops_and_tells(policy: &str, reason: &str, kill: bool) {
     wait_until(PATIENCE, "all is in Kafka or told", || {
         let missing =
             sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).count("lost");
-        (missing == told(&cluster, &agent, reason)).then_some(())
+        (missing == told(&cluster, &agent, reason).records).then_some(())
     });
     agent.stop();
     let report = sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO);
-    let told = told(&cluster, &agent, reason);
+    let told = told(&cluster, &agent, reason).records;
     note(&format!("{} delivered, {told} told as missing", report.count("delivered")));
     assert!(told > 0);
     assert_eq!(report.count("lost"), told);

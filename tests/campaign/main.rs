@@ -46,5 +46,5 @@ fn main() -> ExitCode {
             println!("{name:>18} {value}");
         }
     }
-    if outcome.report.is_complete_once() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if outcome.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

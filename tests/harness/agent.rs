@@ -20,6 +20,7 @@ pub struct Agent {
     /// Before the directory, in which its log is: the first is dropped first.
     process: Option<Process>,
     directory: TempDir,
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl Agent {
@@ -54,7 +55,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
         );
         std::fs::write(directory.path().join("wayside.toml"), configuration)
             .expect("our directory is writable");
-        Self { name: name.to_owned(), directory, telemetry_port, process: None }
+        Self { name: name.to_owned(), directory, telemetry_port, process: None, variables: Vec::new() }
     }
 
     /// The topic of `stream`.
@@ -75,6 +76,11 @@ listen = \"127.0.0.1:{telemetry_port}\"
     /// Where the log lies.
     pub fn log_directory(&self) -> PathBuf {
         self.directory.path().join("log")
+    }
+
+    /// Variables of the environment, for each start.
+    pub fn set_variables(&mut self, variables: impl IntoIterator<Item = (&'static str, PathBuf)>) {
+        self.variables.extend(variables);
     }
 
     /// Starts the agent and waits until it serves its state.
@@ -209,6 +215,7 @@ listen = \"127.0.0.1:{telemetry_port}\"
     #[track_caller]
     fn spawn(&mut self, mut command: std::process::Command) -> &mut Process {
         assert!(self.process.is_none(), "the agent runs already");
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.env("MALLOC_ARENA_MAX", "2"); // as deploy/wayside.service does
         let log = self.directory.path().join("agent.log");
         self.process.insert(Process::start(&self.name, command, &log))

@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod chk;
 pub mod client;
 pub mod disk;
+pub mod gaps;
 pub mod kafka;
 pub mod mosquitto;
 pub mod mqtt;

@@ -4,8 +4,8 @@
 //! release would pass for damage. So both are found out before anything in the directory is touched.
 //!
 //! # Format
-//! Two lines: `format 1`, and `gateway ` with `gateway.id`. It is written once, and what follows is left to later
-//! releases. A file that is none of this says nothing: it is written again.
+//! Lines: `format 1`, `gateway ` with `gateway.id`, and last, whatever the format, `crc ` with the CRC-32C of all lines before in eight
+//! hex digits. A file that is none of this says nothing and is written again: a flipped bit must not make it somebody else's.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,6 +13,8 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
+
+use super::CRC_32C;
 
 /// Name of the file.
 pub const FILE_NAME: &str = "gateway";
@@ -64,7 +66,8 @@ pub fn read(dir: &Path) -> Result<Option<String>, NotOurs> {
             return Ok(None);
         }
     };
-    let mut lines = text.lines();
+    let Some(said) = checked(&text) else { return Ok(None) };
+    let mut lines = said.lines();
     let mut next = |name| lines.next().and_then(|line| line.strip_prefix(name));
     let format = next("format ").and_then(|format| format.parse().ok());
     let gateway = next("gateway ").map(str::to_owned);
@@ -73,6 +76,16 @@ pub fn read(dir: &Path) -> Result<Option<String>, NotOurs> {
         Some(found) => Err(NotOurs::Later { dir: dir.into(), found }),
         None => Ok(None),
     }
+}
+
+/// The lines that a text begins with, if its last one says that they are as they were written.
+fn checked(text: &str) -> Option<&str> {
+    let (said, last) = text.trim_end().rsplit_once("crc ")?;
+    (last == check_of(said)).then_some(said)
+}
+
+fn check_of(lines: &str) -> String {
+    format!("{:08x}", CRC_32C.checksum(lines.as_bytes()))
 }
 
 /// Whether `dir` says that it is that of `gateway`; false where it does not say, and [`write()`] is due.
@@ -95,7 +108,8 @@ pub fn check(dir: &Path, gateway: &str) -> Result<bool, NotOurs> {
 pub fn write(dir: &Path, gateway: &str) -> io::Result<()> {
     let new = dir.join(format!("{FILE_NAME}.new"));
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(format!("format {FORMAT}\ngateway {gateway}\n").as_bytes())?;
+    let said = format!("format {FORMAT}\ngateway {gateway}\n");
+    file.write_all(format!("{said}crc {}\n", check_of(&said)).as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, dir.join(FILE_NAME))?;
     File::open(dir)?.sync_all()
@@ -116,7 +130,8 @@ mod tests {
         let expected = format!("{path} is that of gateway \"gw-1\", and gateway.id is \"gw-2\": ");
         assert!(said.starts_with(&expected) && said.ends_with(&format!("delete {path}/gateway")), "{said}");
 
-        fs::write(dir.path().join(FILE_NAME), "format 2\nowner somebody\n").expect("written");
+        let later = "format 2\nowner somebody\n";
+        fs::write(dir.path().join(FILE_NAME), format!("{later}crc {}\n", check_of(later))).expect("written");
         let said = check(dir.path(), "gw-1").expect_err("a later release").to_string();
         assert!(
             said.starts_with(&format!("{path} has format 2, and this release knows 1 at most: install")),
@@ -135,5 +150,12 @@ mod tests {
         }
         write(dir.path(), "gw-1").expect("written");
         assert_eq!(check(dir.path(), "gw-1"), Ok(true));
+        let written = fs::read(dir.path().join(FILE_NAME)).expect("written above");
+        for bit in 0..written.len() * 8 {
+            let mut damaged = written.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(dir.path().join(FILE_NAME), damaged).expect("written");
+            assert!(check(dir.path(), "gw-1").is_ok(), "bit {bit}");
+        }
     }
 }

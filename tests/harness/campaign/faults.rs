@@ -1,5 +1,7 @@
 //! The faults, one cycle each.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -20,6 +22,9 @@ pub(super) fn inject(what: What, site: &mut Site, chance: &mut SmallRng) {
         What::DiskFull => disk_full(site, chance),
         What::Kafka => kafka(site, chance),
         What::Mosquitto => mosquitto(site, chance),
+        What::Serial => serial(site, chance),
+        What::Clock => clock(site, chance),
+        What::Corrupt => corrupt(site, chance),
         What::Outage => outage(site),
     }
 }
@@ -107,6 +112,56 @@ fn mosquitto(site: &mut Site, chance: &mut SmallRng) {
     }
     let commits = site.metric("commit_commits_total");
     site.wait_commit(commits);
+}
+
+fn serial(site: &mut Site, chance: &mut SmallRng) {
+    some_while(chance, 1000);
+    if chance.random() {
+        site.agent.kill();
+        site.agent.start();
+    }
+    let commits = site.metric("commit_commits_total");
+    site.replug();
+    site.wait_commit(commits);
+}
+
+fn clock(site: &mut Site, chance: &mut SmallRng) {
+    let jump = ["+0", "-5m", "+30m", "+3h", "-1y", "+1y", "-56y"].choose(chance).expect("there are some");
+    std::fs::write(&site.clock, format!("{jump}\n")).expect("our directory is writable");
+    if chance.random() {
+        site.agent.kill();
+        site.agent.start();
+    }
+    let commits = site.metric("commit_commits_total");
+    some_while(chance, 1000);
+    site.wait_commit(commits);
+}
+
+/// Up to eight bits, anywhere below the log's directory.
+fn corrupt(site: &mut Site, chance: &mut SmallRng) {
+    site.wait_commit(0.0);
+    some_while(chance, 1000);
+    site.agent.kill();
+    let mut files = Vec::new();
+    let mut directories = vec![site.agent.log_directory()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("it was written").flatten() {
+            let kind = entry.file_type().expect("Linux says it");
+            if kind.is_dir() { &mut directories } else { &mut files }.push(entry.path());
+        }
+    }
+    for _ in 0..chance.random_range(1..=8) {
+        let path = files.choose(chance).expect("a log has files");
+        let file = File::options().read(true).write(true).open(path).expect("it is ours");
+        let size_bytes = file.metadata().expect("it is open").len();
+        if size_bytes > 0 {
+            let (place, bit) = (chance.random_range(0..size_bytes), chance.random_range(0..8));
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, place).expect("within the file");
+            file.write_all_at(&[byte[0] ^ 1 << bit], place).expect("it is ours");
+        }
+    }
+    site.agent.start();
 }
 
 fn outage(site: &mut Site) {

@@ -9,6 +9,7 @@ mod site;
 use rand::{SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
 
+use crate::gaps::Told;
 use crate::sim::Report;
 use site::Site;
 
@@ -25,6 +26,12 @@ pub enum What {
     Kafka,
     /// The broker in front of `source.mqtt` is stopped, in half of the cycles with the agent killed meanwhile
     Mosquitto,
+    /// Rooms over a line that flips, drops and inserts bytes, and is unplugged
+    Serial,
+    /// The gateway's clock jumps by minutes, years and to 1970, in half of the cycles over a kill; needs libfaketime
+    Clock,
+    /// Bits flip in the files of an agent that was killed; what is lost by it must be told
+    Corrupt,
     /// Kafka is away for a minute, and the agent is killed in the middle
     Outage,
 }
@@ -38,6 +45,9 @@ impl What {
             Self::DiskFull => "disk-full",
             Self::Kafka => "kafka",
             Self::Mosquitto => "mosquitto",
+            Self::Serial => "serial",
+            Self::Clock => "clock",
+            Self::Corrupt => "corrupt",
             Self::Outage => "outage",
         }
     }
@@ -51,12 +61,23 @@ pub struct Outcome {
     seed: u64,
     /// What the verifier found.
     pub report: Report,
+    /// What gap records tell as missing.
+    pub told: Told,
 }
 
 impl Outcome {
+    /// Whether everything that was acknowledged is in Kafka, once and in order, or told as missing: to the record where the
+    /// agent can know how many there were.
+    pub fn holds(&self) -> bool {
+        let Self { report, told, .. } = self;
+        let lost = report.count("lost");
+        let is_told = lost == told.records || (lost > told.records && told.uncounted > 0);
+        is_told && report.is_once_in_order()
+    }
+
     /// The verifier's totals and what was done, as one object.
     pub fn to_json(&self) -> Value {
-        let mut object = json!({ "what": self.what.name(), "cycles": self.cycles, "seed": self.seed });
+        let mut object = json!({ "what": self.what.name(), "cycles": self.cycles, "seed": self.seed, "told": self.told.records, "told_uncounted": self.told.uncounted });
         for name in [
             "acknowledged",
             "delivered",
@@ -85,5 +106,6 @@ pub fn run(what: What, cycles: u32, seed: u64, mut done: impl FnMut(u32)) -> Opt
         faults::inject(what, &mut site, &mut chance);
         done(cycle);
     }
-    Some(Outcome { what, cycles, seed, report: site.verify() })
+    let (report, told) = site.verify();
+    Some(Outcome { what, cycles, seed, report, told })
 }

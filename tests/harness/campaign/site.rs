@@ -1,17 +1,23 @@
 //! What a fault is done to.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::RwLockReadGuard;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::What;
 use crate::agent::{self, Agent};
 use crate::disk::Disk;
+use crate::gaps::{self, Told};
 use crate::kafka::{self, Cluster, Exclusive};
 use crate::mosquitto::Mosquitto;
 use crate::sim::{self, Load, Report};
-use crate::{PATIENCE, ports, wait_until};
+use crate::{PATIENCE, note, ports, wait_until};
+
+/// How long a load waits for its last answers.
+const DRAIN: &str = "180s";
 
 /// Kafka, alone where its nodes are what fails.
 pub(super) enum Kafka {
@@ -35,7 +41,12 @@ pub(super) struct Site {
     pub(super) broker: Option<Mosquitto>,
     pub(super) disk: Option<Disk>,
     pub(super) kafka: Kafka,
-    loads: Vec<Load>,
+    /// The gateway's clock, for libfaketime.
+    pub(super) clock: PathBuf,
+    mqtt: Load,
+    /// One after another; the last one runs.
+    serial: Vec<Load>,
+    line: String,
     _directory: TempDir,
 }
 
@@ -53,17 +64,14 @@ impl Site {
         };
         let broker = (what == What::Mosquitto).then(Mosquitto::start);
         let directory = tempfile::tempdir().expect("the directory for temporary files is writable");
-        let line = directory.path().join("line");
-        let link = line.display().to_string();
-        let drain = format!("{}s", PATIENCE.as_secs());
-        let serial = ["occupancy", "--devices", "4", "--rate", "40", "--drain", &drain, "--serial", &link];
-        let mut serial = Load::start(serial);
+        let line = directory.path().join("line").display().to_string();
+        let mut serial = rooms(what, &line, 1);
         let port = ports::free();
         let (url, sections) = match &broker {
             Some(broker) => (broker.url(), agent::mqtt_source(&broker.url(), 5)),
             None => (format!("mqtt://127.0.0.1:{port}"), agent::listener(port)),
         };
-        let sections = sections + &agent::serial_source("line", &line, "native");
+        let sections = sections + &agent::serial_source("line", line.as_ref(), "native");
         let mut agent =
             Agent::new(&format!("campaign-{}", what.name()), &kafka.bootstrap_servers(), &sections);
         // Small epochs, so that the log rolls and trims all the time.
@@ -72,16 +80,40 @@ impl Site {
             let dir = |path: &std::path::Path| format!("dir = \"{}\"", path.display());
             agent.configure(&dir(&agent.log_directory()), &dir(&disk.path().join("log")));
         }
+        let clock = directory.path().join("clock");
+        std::fs::write(&clock, "+0\n").expect("our directory is writable");
+        if what == What::Clock {
+            let Some(library) = faketime() else {
+                note("skipped: needs libfaketime");
+                return None;
+            };
+            agent.set_variables([
+                ("LD_PRELOAD", library),
+                ("FAKETIME_TIMESTAMP_FILE", clock.clone()),
+                ("FAKETIME_NO_CACHE", "1".into()),
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+            ]);
+        }
         agent.start();
         if let Some(broker) = &broker {
             broker.wait_subscribed("traffic/+/position");
         }
-        let mqtt = ["traffic", "--devices", "40", "--rate", "400", "--drain", &drain, "--mqtt", &url];
+        let mqtt = ["traffic", "--devices", "40", "--rate", "400", "--drain", DRAIN, "--mqtt", &url];
         let mut mqtt = Load::start(mqtt);
         for load in [&mut mqtt, &mut serial] {
             load.wait_acknowledged(40, PATIENCE);
         }
-        Some(Self { agent, broker, disk, kafka, loads: vec![mqtt, serial], _directory: directory })
+        Some(Self {
+            agent,
+            broker,
+            disk,
+            kafka,
+            clock,
+            mqtt,
+            serial: vec![serial],
+            line,
+            _directory: directory,
+        })
     }
 
     /// The cluster, to harm it.
@@ -105,16 +137,44 @@ impl Site {
         });
     }
 
+    /// Pulls the plug of the serial line, and puts it in again with other devices behind it.
+    pub(super) fn replug(&mut self) {
+        let last = self.serial.last_mut().expect("there is one at least");
+        last.interrupt();
+        last.finish(PATIENCE);
+        self.serial.push(rooms(What::Serial, &self.line, self.serial.len() + 1));
+    }
+
     /// Lets the loads end, waits until Kafka has all of them, and holds it against their ledgers.
-    pub(super) fn verify(mut self) -> Report {
-        self.loads.iter_mut().for_each(Load::interrupt);
-        for load in &mut self.loads {
+    pub(super) fn verify(mut self) -> (Report, Told) {
+        let last = self.serial.last_mut().expect("there is one at least");
+        for load in [&mut self.mqtt, last] {
+            load.interrupt();
             load.finish(PATIENCE);
         }
-        let ledgers: Vec<_> = self.loads.iter().map(Load::ledger).collect();
-        sim::verify(&self.kafka, self.agent.environment(), &ledgers, PATIENCE);
-        // What was under way comes with the stop.
+        // A record whose time no broker takes waits for the gateway's clock to be right.
+        std::fs::write(&self.clock, "+0\n").expect("our directory is writable");
+        let ledgers: Vec<_> = self.serial.iter().chain([&self.mqtt]).map(Load::ledger).collect();
+        wait_until(PATIENCE, "Kafka has all", || (self.metric("replicate_lag_records") == 0.0).then_some(()));
         self.agent.stop();
-        sim::verify(&self.kafka, self.agent.environment(), &ledgers, std::time::Duration::ZERO)
+        let report = sim::verify(&self.kafka, self.agent.environment(), &ledgers, Duration::ZERO);
+        (report, gaps::told(&self.kafka, &self.agent, "damaged"))
     }
+}
+
+/// A serial line at `link` with rooms behind it, others for each `seed`.
+fn rooms(what: What, link: &str, seed: usize) -> Load {
+    let seed = seed.to_string();
+    let calm =
+        ["occupancy", "--devices", "4", "--rate", "40", "--seed", &seed, "--drain", DRAIN, "--serial", link];
+    let noise: &[&str] = if what == What::Serial { &["--noise", "0.0003", "--slips", "0.0003"] } else { &[] };
+    Load::start(calm.iter().chain(noise))
+}
+
+/// The library that gives a process another clock.
+fn faketime() -> Option<PathBuf> {
+    let library = |architecture: &str| {
+        PathBuf::from(format!("/usr/lib/{architecture}-linux-gnu/faketime/libfaketimeMT.so.1"))
+    };
+    ["x86_64", "aarch64"].map(library).into_iter().find(|path| path.exists())
 }

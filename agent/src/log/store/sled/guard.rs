@@ -129,9 +129,14 @@ fn open_here(path: &Path) -> Result<Opened, Failure> {
     remove_named(path, |name| name.ends_with(".generating")).map_err(Failure::of_io)?;
     let db = match open_unlocked(path) {
         Err(Failure::Broken(reason)) => {
-            // Most likely the snapshot: without one, sled recovers by reading the whole log.
-            tracing::warn!(path = %path.display(), reason, "does not open; once more without its snapshots");
-            remove_named(path, |name| name.starts_with("snap.")).map_err(Failure::of_io)?;
+            // Most likely the snapshot: without one, sled recovers by reading the whole log. Or `conf`, which is the same in
+            // every epoch and is written again where there is none.
+            tracing::warn!(
+                path = %path.display(),
+                reason,
+                "does not open; once more without its snapshots and settings"
+            );
+            remove_named(path, |name| name.starts_with("snap.") || name == "conf").map_err(Failure::of_io)?;
             open_unlocked(path)?
         }
         result => result?,

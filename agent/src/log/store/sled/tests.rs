@@ -69,6 +69,21 @@ fn an_epoch_whose_lock_is_held_for_ever_is_read_from_a_copy() {
     assert_eq!(read_count(&mut store, id(0)), 20);
 }
 
+/// A bit of sled's settings, which are the same in every epoch, cost a whole one: the campaign flipped it.
+#[test]
+fn an_epoch_whose_settings_are_damaged_has_all_its_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    write_epoch(&mut store, 0);
+    drop(store);
+    let conf = dir.path().join(id(0).to_string()).join("conf");
+    let mut settings = fs::read(&conf).unwrap();
+    settings[3] ^= 1;
+    fs::write(&conf, settings).unwrap();
+    let mut store = SledStore::open(dir.path(), test_options()).unwrap();
+    assert_eq!(read_count(&mut store, id(0)), 20);
+}
+
 #[test]
 fn an_open_epoch_that_dies_is_closed_and_its_synced_entries_stay() {
     let dir = tempfile::tempdir().unwrap();
