@@ -11,7 +11,7 @@ use crate::{
         identity::{self, NotOurs},
         store::{
             EpochStore,
-            sled::{OpenError, SledOptions, SledStore},
+            disk::{DiskOptions, DiskStore, OpenError},
         },
     },
     replicate::{Cluster, Cursor, CursorFile, KafkaCluster},
@@ -61,7 +61,7 @@ pub enum PartsError {
 }
 
 impl Parts {
-    /// The parts that `config` asks for: sled in its data directory, librdkafka, brokers and ports.
+    /// The parts that `config` asks for: the store in its data directory, librdkafka, brokers and ports.
     ///
     /// # Errors
     /// [`PartsError`]; nothing was taken from a source.
@@ -69,11 +69,12 @@ impl Parts {
         let dir = &config.log.dir;
         let is_known = identity::check(dir, &config.gateway.id)?;
         // The store comes next: it makes the directory and locks it against a second agent.
-        let options = SledOptions {
+        let options = DiskOptions {
+            engine: config.log.engine,
             reserve_bytes: config.log.reserve_bytes,
-            ..SledOptions::for_epoch_bytes(config.log.epoch_bytes)
+            ..DiskOptions::for_epoch_bytes(config.log.epoch_bytes)
         };
-        let store = SledStore::open(dir, options)?;
+        let store = DiskStore::open(dir, options)?;
         if !is_known && let Err(error) = identity::write(dir, &config.gateway.id) {
             warn!(dir = %dir.display(), %error, "cannot note whose data directory it is; trying again at the next start");
         }

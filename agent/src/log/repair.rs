@@ -10,7 +10,7 @@ use super::{
     inspect,
     store::{
         EpochId,
-        sled::{DataDir, OpenError},
+        dir::{DataDir, OpenError},
     },
 };
 
