@@ -281,11 +281,12 @@ impl DataDir {
         Ok(())
     }
 
-    /// Makes the files of an epoch whose data is synced already stay: names, `conf`, marker.
+    /// Notes that an epoch is synced, its files already are; makes their names durable and the note with them. The note is
+    /// its name alone, so that it needs no sync of its own.
     pub(in crate::log) fn mark_synced(&self, epoch: EpochId) -> io::Result<()> {
         let path = self.epoch(epoch);
         File::create(path.join(MARKER))?;
-        sync_all(&path)?;
+        sync_dir(&path)?;
         sync_dir(&self.path)
     }
 
@@ -391,13 +392,19 @@ fn parse(name: &str, prefix: &str) -> Option<EpochId> {
 
 /// Syncs every file in `dir`, then the directory.
 fn sync_all(dir: &Path) -> io::Result<()> {
+    sync_files(dir)?;
+    sync_dir(dir)
+}
+
+/// Syncs every file in `dir`.
+pub(in crate::log) fn sync_files(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
             File::open(entry.path())?.sync_all()?;
         }
     }
-    sync_dir(dir)
+    Ok(())
 }
 
 /// Makes the names in `dir` durable.

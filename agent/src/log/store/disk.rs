@@ -33,8 +33,11 @@ pub(super) trait WriteEpoch: fmt::Debug + Send {
     /// As [`EpochStore::append`].
     fn append(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), Failure>;
 
-    /// As [`EpochStore::sync`], but for the names of the files.
+    /// As [`EpochStore::sync`], as far as the entries are concerned.
     fn sync(&mut self) -> Result<(), Failure>;
+
+    /// Makes durable what else the files of the epoch hold; called once, behind the first sync.
+    fn sync_others(&mut self) -> Result<(), Failure>;
 
     /// As [`EpochStore::wants_roll`].
     fn wants_roll(&self) -> bool;
@@ -333,14 +336,15 @@ impl EpochStore for DiskStore {
         let Some(write) = &mut self.write else { return Ok(()) };
         let id = write.id;
         self.sizes.insert(id, write.epoch.size_bytes());
-        if !write.synced {
-            write.synced = true;
-            // The data is on the disk; now its names, and the word that it is there.
-            if let Err(error) = self.dir.mark_synced(id) {
-                return Err(self.write_failed(id, Failure::of_io(error)));
-            }
+        if write.synced {
+            return Ok(());
         }
-        Ok(())
+        write.synced = true;
+        // The data is on the disk; now its names, and the word that it is there.
+        let others = write.epoch.sync_others();
+        others
+            .and_then(|()| self.dir.mark_synced(id).map_err(Failure::of_io))
+            .map_err(|failure| self.write_failed(id, failure))
     }
 
     fn wants_roll(&self) -> bool {

@@ -143,6 +143,10 @@ impl WriteEpoch for SegmentWriter {
         self.file.sync_data().map_err(Failure::of_io)
     }
 
+    fn sync_others(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     fn wants_roll(&self) -> bool {
         self.end() >= self.epoch_bytes
     }

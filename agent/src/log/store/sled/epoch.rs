@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::guard::{self, Opened};
 use crate::log::store::{
     EntrySeq, StoredEntry,
+    dir::sync_files,
     disk::{PartFailure, ReadEpoch, WriteEpoch},
     failure::Failure,
 };
@@ -71,6 +72,10 @@ impl WriteEpoch for SledWriter {
     fn sync(&mut self) -> Result<(), Failure> {
         guard::call(|| self.opened.db.flush())?;
         self.opened.file.sync_data().map_err(Failure::of_io)
+    }
+
+    fn sync_others(&mut self) -> Result<(), Failure> {
+        sync_files(&self.path).map_err(Failure::of_io)
     }
 
     fn wants_roll(&self) -> bool {
