@@ -188,6 +188,17 @@ fn a_later_version_is_damage_and_a_damaged_header_is_not() {
 }
 
 #[test]
+fn what_fdatasync_says_is_what_a_sync_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = SegmentWriter::create(EPOCH, dir.path(), 1 << 20).unwrap();
+    // It takes every write, and cannot be synced.
+    writer.file = File::options().write(true).open("/dev/null").unwrap();
+    writer.append(EntrySeq(0), b"x").unwrap();
+    writer.write().unwrap();
+    assert!(matches!(writer.sync(), Err(Failure::Broken(_))));
+}
+
+#[test]
 fn an_epoch_has_its_room_while_it_is_written_and_no_longer() {
     let dir = tempfile::tempdir().unwrap();
     let blocks_bytes = || fs::metadata(dir.path().join(FILE)).unwrap().blocks() * 512;
