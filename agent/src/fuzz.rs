@@ -29,7 +29,7 @@ use crate::{
     record::{ContentType, DeviceId, Received, Record, StreamName},
 };
 pub use crate::{
-    log::fuzz::log,
+    log::{fuzz::log, store::segment::fuzz::segment},
     replicate::cursor::fuzz::cursor,
     source::{http::fuzz::http, listener::fuzz::listener, mqtt::fuzz::mqtt},
 };
@@ -38,7 +38,7 @@ pub use crate::{
 pub type Target = fn(&[u8]);
 
 /// Every target with its name, which is that of its corpus.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("acl", acl),
     ("config", config),
     ("cursor", cursor),
@@ -51,6 +51,7 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("native", native),
     ("nmea", nmea),
     ("passwords", passwords),
+    ("segment", segment),
     ("topic", topic),
 ];
 

@@ -11,7 +11,7 @@ use crate::{
         identity::{self, NotOurs},
         store::{
             EpochStore,
-            sled::{OpenError, SledOptions, SledStore},
+            disk::{DiskOptions, DiskStore, OpenError},
         },
     },
     replicate::{Cluster, Cursor, CursorFile, KafkaCluster},
@@ -61,7 +61,7 @@ pub enum PartsError {
 }
 
 impl Parts {
-    /// The parts that `config` asks for: sled in its data directory, librdkafka, brokers and ports.
+    /// The parts that `config` asks for: the store in its data directory, librdkafka, brokers and ports.
     ///
     /// # Errors
     /// [`PartsError`]; nothing was taken from a source.
@@ -69,11 +69,12 @@ impl Parts {
         let dir = &config.log.dir;
         let is_known = identity::check(dir, &config.gateway.id)?;
         // The store comes next: it makes the directory and locks it against a second agent.
-        let options = SledOptions {
+        let options = DiskOptions {
+            engine: config.log.engine,
             reserve_bytes: config.log.reserve_bytes,
-            ..SledOptions::for_epoch_bytes(config.log.epoch_bytes)
+            ..DiskOptions::for_epoch_bytes(config.log.epoch_bytes)
         };
-        let store = SledStore::open(dir, options)?;
+        let store = DiskStore::open(dir, options)?;
         if !is_known && let Err(error) = identity::write(dir, &config.gateway.id) {
             warn!(dir = %dir.display(), %error, "cannot note whose data directory it is; trying again at the next start");
         }
@@ -171,7 +172,10 @@ mod tests {
     use std::{collections::BTreeMap, fs, path::Path};
 
     use super::*;
-    use crate::config::check;
+    use crate::{
+        config::check,
+        log::{EntrySeq, store::EpochId},
+    };
 
     fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         let file = |entry: fs::DirEntry| {
@@ -180,17 +184,33 @@ mod tests {
         fs::read_dir(dir).expect("readable").map(|entry| file(entry.expect("an entry"))).collect()
     }
 
+    /// The parts of `gateway` whose log is in `dir`, with more lines about it.
+    fn parts(gateway: &str, dir: &Path, lines: &str) -> Result<Parts, PartsError> {
+        let text = format!(
+            "gateway.id = \"{gateway}\"\nlog.dir = {dir:?}\n{lines}\n\
+             replicate.bootstrap_servers = [\"127.0.0.1:1\"]\n\
+             [[source.serial]]\nname = \"line\"\npath = \"/dev/null\"\nprotocol = \"native\""
+        );
+        Parts::system(&check::parse(&text, &[]).expect("good").config)
+    }
+
+    #[test]
+    fn new_epochs_are_of_the_engine_that_the_configuration_names() {
+        for (lines, file) in
+            [("", "db"), ("log.engine = \"sled\"", "db"), ("log.engine = \"segment\"", "segment")]
+        {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mut parts = parts("gw", dir.path(), lines).expect("new");
+            let epoch = EpochId(EntrySeq(0));
+            parts.store.create(epoch).expect("there is none");
+            assert!(dir.path().join(epoch.to_string()).join(file).is_file(), "{lines}");
+        }
+    }
+
     #[test]
     fn a_directory_of_another_gateway_is_left_as_it_was() {
         let dir = tempfile::tempdir().expect("a directory");
-        let parts = |gateway: &str| {
-            let text = format!(
-                "gateway.id = \"{gateway}\"\nlog.dir = {:?}\nreplicate.bootstrap_servers = [\"127.0.0.1:1\"]\n\
-                 [[source.serial]]\nname = \"line\"\npath = \"/dev/null\"\nprotocol = \"native\"",
-                dir.path()
-            );
-            Parts::system(&check::parse(&text, &[]).expect("good").config).map(drop)
-        };
+        let parts = |gateway: &str| parts(gateway, dir.path(), "").map(drop);
         parts("gw-1").expect("new");
         parts("gw-1").expect("its own");
         let before = files(dir.path());

@@ -194,11 +194,34 @@ pub enum Compression {
     Zstd,
 }
 
+/// What keeps the epochs of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// A sled Db for each epoch.
+    #[default]
+    Sled,
+    /// A file for each epoch that is only appended to.
+    Segment,
+}
+
+impl Engine {
+    /// As in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sled => "sled",
+            Self::Segment => "segment",
+        }
+    }
+}
+
 /// The local log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// Data directory.
     pub dir: PathBuf,
+    /// What new epochs are written with.
+    pub engine: Engine,
     /// Most bytes on the disk; `None` is half of the file system.
     pub limit_bytes: Option<u64>,
     /// Bytes that stay free on the file system.

@@ -12,7 +12,7 @@ pub use self::sources::{
     Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
     RawSerialSource, RawServerTls, RawSources,
 };
-use super::{Compression, LogFormat, Policy};
+use super::{Compression, Engine, LogFormat, Policy};
 
 /// JSON Schema of the file, with every default, range, choice and meaning.
 pub fn schema() -> schemars::Schema {
@@ -112,6 +112,8 @@ impl Default for RawCommit {
 pub struct RawLog {
     /// Data directory, of this agent alone.
     pub dir: String,
+    /// What keeps the epochs of the log. It may be changed at any restart: what is there is read by what wrote it.
+    pub engine: Engine,
     /// Most bytes that the log takes on the disk: at it sources wait until Kafka has acknowledged an epoch, but for what
     /// the policies of streams let go. At least four times `epoch_bytes`, and where a stream is to drop what is old twice
     /// `replicate.in_flight_bytes` more, since that is spared; 0 is half of the file system.
@@ -135,6 +137,7 @@ impl Default for RawLog {
     fn default() -> Self {
         Self {
             dir: "/var/lib/wayside".into(),
+            engine: Engine::default(),
             limit_bytes: 0,
             reserve_bytes: 0,
             retain_bytes: 0,

@@ -24,10 +24,10 @@ use super::{
     entry::{EntryCodec, EntryKind},
     group::{self, Names},
     identity, notes,
-    store::{EpochId, EpochStore, StoredEntry, sled},
+    store::{EpochId, EpochStore, StoredEntry, dir, disk},
 };
 use crate::{
-    config::Compression,
+    config::{Compression, Engine},
     record::{Offset, PartitionId, StreamName},
     replicate::cursor,
 };
@@ -49,6 +49,8 @@ const COPY_TRIES: u32 = 4;
 pub struct EpochReport {
     /// The epoch.
     pub epoch: EpochId,
+    /// What wrote it; none where its file is missing.
+    pub engine: Option<Engine>,
     /// Entries found, checkpoint included.
     pub entries: u64,
     /// Position behind the last entry.
@@ -111,11 +113,11 @@ pub fn list(dir: &Path) -> Result<DirReport, InspectError> {
     let mut report = DirReport::default();
     for entry in fs::read_dir(dir).map_err(InspectError::at(dir))? {
         let name = entry.map_err(InspectError::at(dir))?.file_name().to_string_lossy().into_owned();
-        if let Some(epoch) = sled::parse_epoch(&name) {
+        if let Some(epoch) = dir::parse_epoch(&name) {
             report.epochs.push(epoch);
-        } else if let Some(epoch) = sled::parse_quarantined(&name) {
+        } else if let Some(epoch) = dir::parse_quarantined(&name) {
             report.quarantined.insert(name, epoch);
-        } else if sled::parse_half_deleted(&name).is_some() {
+        } else if dir::parse_half_deleted(&name).is_some() {
             report.half_deleted.push(name);
         } else if !is_own(&name) {
             report.foreign.push(name);
@@ -128,7 +130,7 @@ pub fn list(dir: &Path) -> Result<DirReport, InspectError> {
 }
 
 fn is_own(name: &str) -> bool {
-    sled::OWN_FILES.contains(&name)
+    dir::OWN_FILES.contains(&name)
         || [identity::FILE_NAME, cursor::FILE_NAME, LOST_AND_FOUND].contains(&name)
         || name.starts_with(KEPT_PREFIX)
 }
@@ -149,6 +151,7 @@ pub fn at(path: &Path, epoch: EpochId) -> Result<Option<EpochReport>, InspectErr
     let Some(mut reader) = EpochReader::open(path, epoch)? else { return Ok(None) };
     let mut report = EpochReport {
         epoch,
+        engine: disk::written_by(path).map(|(engine, _)| engine),
         entries: 0,
         end: epoch.0,
         batches: 0,
@@ -227,7 +230,7 @@ pub(super) struct EpochReader {
     names: Names,
     entries: iter::Peekable<vec::IntoIter<StoredEntry>>,
     /// None when there is nothing more to read.
-    store: Option<sled::SledStore>,
+    store: Option<disk::DiskStore>,
     /// Goes after the store that has it open.
     _copy: Option<TempDir>,
 }
@@ -264,15 +267,15 @@ impl EpochReader {
                 Err(error) => return Err(error),
             }
             // Asked behind the copy: what the copy has too much was at least written.
-            reader.synced = sled::is_synced(path);
+            reader.synced = dir::is_synced(path);
             reader.torn = stamp(path) != reader.stamp;
             if !reader.torn {
                 break;
             }
         }
         let Some(copy) = &reader._copy else { return Ok(None) };
-        let options = sled::SledOptions { ballast_bytes: 0, ..sled::SledOptions::default() };
-        match sled::SledStore::open(copy.path(), options) {
+        let options = disk::DiskOptions { ballast_bytes: 0, ..disk::DiskOptions::default() };
+        match disk::DiskStore::open(copy.path(), options) {
             Ok(store) => reader.store = Some(store),
             Err(error) => reader.broken = Some(error.to_string()),
         }
@@ -351,12 +354,13 @@ impl EpochReader {
 type Stamp = Option<(u64, Option<SystemTime>)>;
 
 fn stamp(path: &Path) -> Stamp {
-    fs::metadata(path.join("db")).ok().map(|meta| (meta.len(), meta.modified().ok()))
+    let meta = disk::written_by(path).and_then(|(_, file)| fs::metadata(file).ok())?;
+    Some((meta.len(), meta.modified().ok()))
 }
 
 /// A directory of its own with a copy of the epoch at `path`, in memory if it fits there.
 fn copy(path: &Path, epoch: EpochId) -> Result<TempDir, InspectError> {
-    let in_memory = Path::new(sled::MEMORY_DIR);
+    let in_memory = Path::new(disk::MEMORY_DIR);
     if in_memory.is_dir()
         && let Ok(copy) = copy_to(in_memory, path, epoch)
     {
@@ -371,7 +375,7 @@ fn copy_to(scratch: &Path, path: &Path, epoch: EpochId) -> Result<TempDir, Inspe
     let to = copy.path().join(epoch.to_string());
     copy_files(path, &to).map_err(InspectError::at(path))?;
     // An epoch that was never synced is deleted when a store opens; in the copy it is to be read.
-    File::create(to.join(sled::MARKER)).map_err(InspectError::at(&to))?;
+    File::create(to.join(dir::MARKER)).map_err(InspectError::at(&to))?;
     Ok(copy)
 }
 

@@ -10,7 +10,7 @@ use super::{
     inspect,
     store::{
         EpochId,
-        sled::{DataDir, OpenError},
+        dir::{DataDir, OpenError, sync_files},
     },
 };
 
@@ -48,6 +48,7 @@ impl LockedDir {
     /// # Errors
     /// The system's.
     pub fn mark_synced(&self, epoch: EpochId) -> io::Result<()> {
+        sync_files(&self.path.join(epoch.to_string()))?;
         self.dir.mark_synced(epoch)
     }
 

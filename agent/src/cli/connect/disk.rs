@@ -88,11 +88,12 @@ fn mib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Compression;
+    use crate::config::{Compression, Engine};
 
     fn log(dir: &Path) -> Log {
         Log {
             dir: dir.to_owned(),
+            engine: Engine::default(),
             limit_bytes: None,
             retention: crate::log::Retention::default(),
             reserve_bytes: 16 << 20,

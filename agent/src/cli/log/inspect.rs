@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Progress;
 use crate::{
+    config::Engine,
     log::inspect::{self, EpochReport},
     record::{Offset, PartitionId, StreamName},
     replicate::{Cursor, cursor},
@@ -58,7 +59,7 @@ fn write_epoch(out: &mut impl Write, epoch: &EpochReport) -> io::Result<()> {
     let ratio = if epoch.raw_bytes == 0 { 1.0 } else { to_f64(epoch.stored_bytes) / to_f64(epoch.raw_bytes) };
     writeln!(
         out,
-        "{}  entries {}..{}  batches {}  records {}  stored {} B of {} B ({ratio:.2})",
+        "{}  entries {}..{}  batches {}  records {}  stored {} B of {} B ({ratio:.2})  {}",
         epoch.epoch,
         epoch.epoch.0,
         epoch.end,
@@ -66,6 +67,7 @@ fn write_epoch(out: &mut impl Write, epoch: &EpochReport) -> io::Result<()> {
         epoch.records,
         epoch.stored_bytes,
         epoch.raw_bytes,
+        epoch.engine.map_or("no file", Engine::as_str),
     )?;
     for ((stream, partition), (first, end)) in &epoch.offsets {
         writeln!(out, "    {stream}/{partition}  offsets {first}..{end}")?;
@@ -105,6 +107,7 @@ fn epoch_json(epoch: &EpochReport) -> Value {
     });
     json!({
         "epoch": epoch.epoch.to_string(),
+        "engine": epoch.engine.map(Engine::as_str),
         "first_entry": epoch.epoch.0.0,
         "end_entry": epoch.end.0,
         "entries": epoch.entries,

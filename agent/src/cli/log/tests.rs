@@ -8,10 +8,10 @@ use prometheus_client::registry::Registry;
 use super::{verify::Findings, *};
 use crate::{
     batch::Batch,
-    config::check,
+    config::{Engine, check},
     log::{
         EntrySeq, Log, LogMetrics, LogOptions, inspect,
-        store::sled::{SledOptions, SledStore},
+        store::disk::{DiskOptions, DiskStore},
     },
     record::{
         ContentType, DeviceId, Offset, PartitionId, Received, Record, RecordHeader, StreamName, UnixMicros,
@@ -21,8 +21,12 @@ use crate::{
 };
 
 fn open(dir: &Path) -> Log {
-    let options = SledOptions { reserve_bytes: 0, ballast_bytes: 0, ..SledOptions::default() };
-    let store = SledStore::open(dir, options).unwrap();
+    open_with(dir, Engine::Sled)
+}
+
+fn open_with(dir: &Path, engine: Engine) -> Log {
+    let options = DiskOptions { engine, reserve_bytes: 0, ballast_bytes: 0, ..DiskOptions::default() };
+    let store = DiskStore::open(dir, options).unwrap();
     let metrics = LogMetrics::register(&mut Registry::default());
     Log::open(Box::new(store), LogOptions::default(), metrics).unwrap().0
 }
@@ -463,23 +467,29 @@ fn spoil_entry(epoch: &Path, seq: u64) {
 
 #[test]
 fn what_can_be_read_of_a_damaged_epoch_stays_unless_it_may_be_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut log = open(dir.path());
-    for second in 0..30 {
-        commit(&mut log, "vehicle", second..second + 1);
-    }
-    drop(log);
-    drop(two_epochs(dir.path()));
-    spoil_entry(&dir.path().join("e-0000000000000000"), 12);
-    let records = 29;
+    for engine in [Engine::Sled, Engine::Segment] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open_with(dir.path(), engine);
+        for second in 0..30 {
+            commit(&mut log, "vehicle", second..second + 1);
+        }
+        drop(log);
+        drop(two_epochs(dir.path()));
+        let epoch = dir.path().join("e-0000000000000000");
+        match engine {
+            Engine::Sled => spoil_entry(&epoch, 12),
+            Engine::Segment => flip(&epoch.join("segment"), 1500),
+        }
+        let records = 29;
 
-    let before = files(dir.path());
-    let (text, done) = repair(&["--yes"], dir.path());
-    assert!(!done && text.contains(&format!("reads the other {records} records")), "{text}");
-    assert_eq!(files(dir.path()), before);
-    let (text, done) = repair(&["--yes", "--lose-damaged"], dir.path());
-    assert!(done && text.contains(&format!("with {records} records")), "{text}");
-    assert!(dir.path().join("bad-0000000000000000").exists());
+        let before = files(dir.path());
+        let (text, done) = repair(&["--yes"], dir.path());
+        assert!(!done && text.contains(&format!("reads the other {records} records")), "{text}");
+        assert_eq!(files(dir.path()), before);
+        let (text, done) = repair(&["--yes", "--lose-damaged"], dir.path());
+        assert!(done && text.contains(&format!("with {records} records")), "{text}");
+        assert!(dir.path().join("bad-0000000000000000").exists());
+    }
 }
 
 const CONFIG: &str = r#"

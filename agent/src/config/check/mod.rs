@@ -21,7 +21,7 @@ use super::{
     raw::{self, Mechanism, RawConfig, RawKafkaTls, RawReplicate, RawSasl, RawTelemetry},
 };
 use crate::{
-    log::{Retention, store::sled::reserve_bytes_min},
+    log::{Retention, store::disk::reserve_bytes_min},
     record::StreamName,
     replicate::check_properties,
     secret::{self, FileRef, SecretRef},
@@ -280,6 +280,7 @@ fn check(raw: &RawConfig) -> (Config, Vec<Fault>) {
     }
     let log = Log {
         dir: check.filled("log.dir", &raw.log.dir).into(),
+        engine: raw.log.engine,
         limit_bytes: Some(raw.log.limit_bytes).filter(|limit| *limit != 0),
         retention: Retention {
             bytes: raw.log.retain_bytes,

@@ -3,13 +3,17 @@
 //! An **epoch** is a run of entries that is created, synced and deleted as one; an **entry** is a byte string under a
 //! dense sequence number. Nothing above this trait knows which engine runs; offsets, checksums, retention, recovery and
 //! quarantine belong to the log above. Every engine passes the one contract suite in `contract.rs`:
-//! * [`sled`]: what the agent runs on
+//! * [`disk`]: a data directory, in which `sled` or `segment` keeps an epoch
 //! * [`simulated`]: in memory, with every fault that a disk can have; for tests and simulations
 
 #[cfg(test)]
 pub(in crate::log) mod contract;
+pub(in crate::log) mod dir;
+pub mod disk;
+mod failure;
+pub(crate) mod segment;
 pub mod simulated;
-pub mod sled;
+mod sled;
 
 use std::fmt;
 

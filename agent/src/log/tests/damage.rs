@@ -8,12 +8,17 @@ use std::{
 };
 
 use super::*;
-use crate::testing::without_privileges;
+use crate::{log::store::disk::written_by, testing::without_privileges};
 
 /// A sled log of three epochs with 10 entries of 20 records each.
 pub(super) fn three_epochs(dir: &Path) -> Vec<EpochId> {
+    three_epochs_of(dir, Engine::Sled)
+}
+
+/// The same, kept by `engine`.
+pub(super) fn three_epochs_of(dir: &Path, engine: Engine) -> Vec<EpochId> {
     for start in 0..3_u64 {
-        let (mut log, _) = open_sled(dir);
+        let (mut log, _) = open_disk(dir, engine);
         for n in 0..10 {
             let first = start * 200 + n * 20;
             commit(&mut log, first..first + 20);
@@ -22,8 +27,9 @@ pub(super) fn three_epochs(dir: &Path) -> Vec<EpochId> {
     inspect::list(dir).unwrap().epochs
 }
 
+/// The file of its entries.
 pub(super) fn db(dir: &Path, epoch: EpochId) -> PathBuf {
-    dir.join(epoch.to_string()).join("db")
+    written_by(&dir.join(epoch.to_string())).unwrap().1
 }
 
 /// A directory with the same epochs.
@@ -32,8 +38,9 @@ pub(super) fn copy_of(dir: &Path) -> tempfile::TempDir {
     for epoch in inspect::list(dir).unwrap().epochs {
         let to = copy.path().join(epoch.to_string());
         fs::create_dir(&to).unwrap();
-        for name in ["db", "conf", "synced"] {
-            fs::copy(dir.join(epoch.to_string()).join(name), to.join(name)).unwrap();
+        let files = fs::read_dir(dir.join(epoch.to_string())).unwrap().map(|entry| entry.unwrap().path());
+        for file in files.filter(|file| file.is_file()) {
+            fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
         }
     }
     copy
@@ -51,11 +58,16 @@ pub(super) fn flip(path: &Path, at: u64) {
 
 /// Opens the damaged log, checks that what it reads is right and that it goes on; returns how many records were read.
 fn check_goes_on(dir: &Path, used: EntrySeq) -> usize {
-    let (mut log, recovery) = open_sled(dir);
+    check_goes_on_with(Engine::Sled, dir, used)
+}
+
+fn check_goes_on_with(engine: Engine, dir: &Path, used: EntrySeq) -> usize {
+    let (mut log, recovery) = open_disk(dir, engine);
     let (before, lost) = read_all(&mut log, EntrySeq(0));
     let before = ids(&before);
     assert!(before.is_sorted_by(|a, b| a < b), "no record twice");
-    assert_eq!(before.len() < 600, !lost.is_empty() || log.end() < used, "what is missing is told");
+    // A checkpoint has no records.
+    assert!(before.len() == 600 || !lost.is_empty() || log.end() < used, "what is missing is told");
     let end = log.end();
     if recovery.skipped {
         assert!(end >= used, "no sequence number is used twice");
@@ -67,7 +79,7 @@ fn check_goes_on(dir: &Path, used: EntrySeq) -> usize {
         assert!(after[0].batches[0].base_offset >= Offset(600), "no offset is used twice");
     }
     drop(log);
-    let (mut log, recovery) = open_sled(dir);
+    let (mut log, recovery) = open_disk(dir, engine);
     assert!(!recovery.skipped, "one start is enough to be sound again");
     assert_eq!(ids(&read_all(&mut log, end).0), (1000..1010).collect::<Vec<_>>());
     before.len()
@@ -75,26 +87,30 @@ fn check_goes_on(dir: &Path, used: EntrySeq) -> usize {
 
 #[test]
 fn an_epoch_whose_db_is_gone_is_put_aside_wherever_it_is() {
-    for index in 0..3 {
-        let dir = tempfile::tempdir().unwrap();
-        let epochs = three_epochs(dir.path());
-        fs::remove_file(db(dir.path(), epochs[index])).unwrap();
-        assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 400);
-        assert!(inspect::list(dir.path()).unwrap().quarantined.values().eq([&epochs[index]]));
+    for engine in ENGINES {
+        for index in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let epochs = three_epochs_of(dir.path(), engine);
+            fs::remove_file(db(dir.path(), epochs[index])).unwrap();
+            assert_eq!(check_goes_on_with(engine, dir.path(), EntrySeq(33)), 400);
+            assert!(inspect::list(dir.path()).unwrap().quarantined.values().eq([&epochs[index]]));
+        }
     }
 }
 
 #[test]
 fn a_truncated_db_is_a_reported_hole() {
-    for index in 0..2 {
-        for share in [0, 1, 30, 60, 90] {
-            let dir = tempfile::tempdir().unwrap();
-            let epochs = three_epochs(dir.path());
-            let file = OpenOptions::new().write(true).open(db(dir.path(), epochs[index])).unwrap();
-            file.set_len(file.metadata().unwrap().len() * share / 100).unwrap();
-            drop(file);
-            let read = check_goes_on(dir.path(), EntrySeq(33));
-            assert!((400..=600).contains(&read), "{read} records, truncated to {share} %");
+    for engine in ENGINES {
+        for index in 0..2 {
+            for share in [0, 1, 30, 60, 90] {
+                let dir = tempfile::tempdir().unwrap();
+                let epochs = three_epochs_of(dir.path(), engine);
+                let file = OpenOptions::new().write(true).open(db(dir.path(), epochs[index])).unwrap();
+                file.set_len(file.metadata().unwrap().len() * share / 100).unwrap();
+                drop(file);
+                let read = check_goes_on_with(engine, dir.path(), EntrySeq(33));
+                assert!((400..=600).contains(&read), "{read} records, truncated to {share} %");
+            }
         }
     }
 }
@@ -109,7 +125,7 @@ fn a_log_that_lost_its_end_goes_on_behind_the_cursor() {
     let (log, recovery) = open_sled(dir.path());
     assert!(log.end() < EntrySeq(33) && !recovery.skipped, "sled says nothing of it");
     drop(log);
-    let store = SledStore::open(dir.path(), test_options()).unwrap();
+    let store = DiskStore::open(dir.path(), test_options()).unwrap();
     let options = LogOptions { next_seq_min: EntrySeq(33), ..LogOptions::default() };
     let (mut log, recovery) = Log::open(Box::new(store), options, metrics()).unwrap();
     assert!(recovery.skipped);
@@ -168,25 +184,29 @@ fn an_epoch_that_opens_slowly_is_waited_for_and_not_put_aside() {
 
 #[test]
 fn an_epoch_whose_marker_cannot_be_looked_at_stays() {
-    for index in 0..3 {
-        let dir = tempfile::tempdir().unwrap();
-        let epochs = three_epochs(dir.path());
-        let marker = dir.path().join(epochs[index].to_string()).join("synced");
-        fs::remove_file(&marker).unwrap();
-        // A link to itself: the system answers with an error, not with a no.
-        symlink(&marker, &marker).unwrap();
-        assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 600);
+    for engine in ENGINES {
+        for index in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let epochs = three_epochs_of(dir.path(), engine);
+            let marker = dir.path().join(epochs[index].to_string()).join("synced");
+            fs::remove_file(&marker).unwrap();
+            // A link to itself: the system answers with an error, not with a no.
+            symlink(&marker, &marker).unwrap();
+            assert_eq!(check_goes_on_with(engine, dir.path(), EntrySeq(33)), 600);
+        }
     }
 }
 
 #[test]
 fn an_old_epoch_that_lost_its_marker_is_put_aside_and_told() {
-    for index in 0..2 {
-        let dir = tempfile::tempdir().unwrap();
-        let epochs = three_epochs(dir.path());
-        fs::remove_file(dir.path().join(epochs[index].to_string()).join("synced")).unwrap();
-        assert_eq!(check_goes_on(dir.path(), EntrySeq(33)), 400);
-        assert!(inspect::list(dir.path()).unwrap().quarantined.values().eq([&epochs[index]]));
+    for engine in ENGINES {
+        for index in 0..2 {
+            let dir = tempfile::tempdir().unwrap();
+            let epochs = three_epochs_of(dir.path(), engine);
+            fs::remove_file(dir.path().join(epochs[index].to_string()).join("synced")).unwrap();
+            assert_eq!(check_goes_on_with(engine, dir.path(), EntrySeq(33)), 400);
+            assert!(inspect::list(dir.path()).unwrap().quarantined.values().eq([&epochs[index]]));
+        }
     }
 }
 
@@ -235,17 +255,19 @@ fn a_read_over_a_hole_says_what_the_log_had_handed_out_behind_it() {
 
 #[test]
 fn flipped_bits_cost_what_they_hit() {
-    let dir = tempfile::tempdir().unwrap();
-    let epochs = three_epochs(dir.path());
-    // Epoch and place in its file, in percent: header of the segment, entries, tail.
-    for (index, percent) in [(0, 0), (0, 20), (0, 50), (1, 80), (1, 99), (2, 1), (2, 50), (2, 90)] {
-        let copy = copy_of(dir.path());
-        let file = db(copy.path(), epochs[index]);
-        let at = file.metadata().unwrap().len() * percent / 100;
-        flip(&file, at);
-        // The end of the newest epoch may go unnoticed: sled takes it for a torn write.
-        let read = check_goes_on(copy.path(), EntrySeq(33));
-        assert!((400..=600).contains(&read), "{read} records, bit at {at} of epoch {index}");
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let epochs = three_epochs_of(dir.path(), engine);
+        // Epoch and place in its file, in percent: header of the segment, entries, tail.
+        for (index, percent) in [(0, 0), (0, 20), (0, 50), (1, 80), (1, 99), (2, 1), (2, 50), (2, 90)] {
+            let copy = copy_of(dir.path());
+            let file = db(copy.path(), epochs[index]);
+            let at = file.metadata().unwrap().len() * percent / 100;
+            flip(&file, at);
+            // The end of the newest epoch may go unnoticed: sled takes it for a torn write.
+            let read = check_goes_on_with(engine, copy.path(), EntrySeq(33));
+            assert!((400..=600).contains(&read), "{read} records, bit at {at} of epoch {index}");
+        }
     }
 }
 
@@ -305,12 +327,12 @@ fn a_marked_epoch_without_anything_is_put_aside() {
 fn a_data_directory_is_private_and_of_one_agent() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new/log");
-    let store = SledStore::open(&path, test_options()).unwrap();
+    let store = DiskStore::open(&path, test_options()).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
-    let second = SledStore::open(&path, test_options()).unwrap_err();
+    let second = DiskStore::open(&path, test_options()).unwrap_err();
     assert!(second.to_string().contains("in use by another agent"), "{second}");
     drop(store);
-    SledStore::open(&path, test_options()).unwrap();
+    DiskStore::open(&path, test_options()).unwrap();
 }
 
 #[test]
@@ -318,13 +340,13 @@ fn a_data_directory_of_another_user_is_refused_with_its_owner() {
     without_privileges(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        drop(SledStore::open(&path, test_options()).unwrap());
+        drop(DiskStore::open(&path, test_options()).unwrap());
         let us = rustix::process::geteuid().as_raw();
         // Closed to us too, as it is to every user but its owner.
         for (closed, what) in [(path.join("lock"), path.join("lock")), (path.clone(), path.clone())] {
             let open = fs::metadata(&closed).unwrap().permissions();
             fs::set_permissions(&closed, Permissions::from_mode(0o0)).unwrap();
-            let said = SledStore::open(&path, test_options()).unwrap_err().to_string();
+            let said = DiskStore::open(&path, test_options()).unwrap_err().to_string();
             fs::set_permissions(&closed, open).unwrap();
             let expected = format!(
                 "data directory {}: no permission for user {us}: {} belongs to user {us}, mode 0: run",
@@ -333,7 +355,7 @@ fn a_data_directory_of_another_user_is_refused_with_its_owner() {
             );
             assert!(said.starts_with(&expected), "{said}");
         }
-        SledStore::open(&path, test_options()).unwrap();
+        DiskStore::open(&path, test_options()).unwrap();
     });
 }
 

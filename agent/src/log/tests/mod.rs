@@ -1,4 +1,4 @@
-//! The log as a whole: over the simulated engine, where everything can go wrong, and over sled.
+//! The log as a whole: over the simulated engine, where everything can go wrong, and over those on a disk.
 
 mod compact;
 mod damage;
@@ -13,14 +13,15 @@ use prometheus_client::registry::Registry;
 
 use super::{
     store::{
-        contract::test_options,
+        contract::{ENGINES, options_of, test_options},
+        disk::DiskStore,
         simulated::{Fault, SimulatedDisk},
-        sled::SledStore,
     },
     *,
 };
 use crate::{
     batch::Batch,
+    config::Engine,
     env::Monotonic,
     record::{ClockQuality, ContentType, DeviceId, Received, RecordHeader, UnixMicros},
 };
@@ -38,7 +39,11 @@ fn is_no_space(error: &LogError) -> bool {
 }
 
 fn open_sled(dir: &Path) -> (Log, Recovery) {
-    let store = SledStore::open(dir, test_options()).unwrap();
+    open_disk(dir, Engine::Sled)
+}
+
+fn open_disk(dir: &Path, engine: Engine) -> (Log, Recovery) {
+    let store = DiskStore::open(dir, options_of(engine)).unwrap();
     Log::open(Box::new(store), LogOptions::default(), metrics()).unwrap()
 }
 

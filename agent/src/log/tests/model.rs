@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::log::store::disk::DiskOptions;
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -157,17 +158,30 @@ proptest! {
     }
 }
 
+fn run_on_disk(operations: &[Operation], engine: Engine) {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let options = DiskOptions { epoch_bytes: 4_000, ..options_of(engine) };
+        let store = DiskStore::open(dir.path(), options).unwrap();
+        Log::open(Box::new(store), LogOptions::default(), metrics()).unwrap().0
+    };
+    run(operations, &open, &|_| {}, &|_, _| {});
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn sled_keeps_the_promise(operations in prop::collection::vec(operation(), 1..40)) {
-        let dir = tempfile::tempdir().unwrap();
-        let open = || {
-            let options = crate::log::store::sled::SledOptions { epoch_bytes: 4_000, ..test_options() };
-            let store = SledStore::open(dir.path(), options).unwrap();
-            Log::open(Box::new(store), LogOptions::default(), metrics()).unwrap().0
-        };
-        run(&operations, &open, &|_| {}, &|_, _| {});
+        run_on_disk(&operations, Engine::Sled);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn segment_keeps_the_promise(operations in prop::collection::vec(operation(), 1..60)) {
+        run_on_disk(&operations, Engine::Segment);
     }
 }

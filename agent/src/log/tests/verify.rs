@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 
 use super::{
-    damage::{copy_of, db, flip, three_epochs},
+    damage::{copy_of, db, flip, three_epochs, three_epochs_of},
     *,
 };
 use crate::log::{
@@ -16,7 +16,7 @@ fn check(dir: &Path) -> Verification {
 }
 
 /// Records lost for certain.
-fn lost(found: &Verification) -> u64 {
+fn lost_records(found: &Verification) -> u64 {
     assert!(found.lost.iter().all(|lost| lost.exact), "{:?}", found.lost);
     found.lost.iter().map(|lost| u64::try_from(lost.end.0 - lost.first.0).unwrap()).sum()
 }
@@ -44,10 +44,44 @@ fn read_dir(reader: &mut DirReader) -> (Vec<u64>, Vec<LostEntries>) {
 }
 
 #[test]
+fn a_log_that_changed_its_engine_is_read_from_outside_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut epochs = three_epochs_of(dir.path(), Engine::Segment);
+    for (engine, ids) in [(Engine::Sled, 600..610), (Engine::Segment, 610..620)] {
+        let (mut log, _) = open_disk(dir.path(), engine);
+        commit(&mut log, ids);
+    }
+    epochs.extend(&inspect::list(dir.path()).unwrap().epochs[3..]);
+    let found = check(dir.path());
+    assert!(found.is_whole(), "{found:?}");
+    assert_eq!((found.dir.epochs.clone(), found.records, found.unsynced), (epochs.clone(), 620, None));
+    let (ids, lost) = read_dir(&mut DirReader::new(dir.path(), EntrySeq(0)));
+    assert_eq!((ids, lost), ((0..620).collect(), vec![]));
+    // In the middle of a segment.
+    let file = db(dir.path(), epochs[1]);
+    flip(&file, file.metadata().unwrap().len() / 2);
+    let found = check(dir.path());
+    assert_eq!((found.damage.len(), lost_records(&found), found.records), (1, 20, 600), "{found:?}");
+    let (ids, lost) = read_dir(&mut DirReader::new(dir.path(), EntrySeq(0)));
+    assert_eq!((ids.len(), lost.len()), (600, 1));
+}
+
+#[test]
+fn a_follower_sees_what_is_added_to_a_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open_disk(dir.path(), Engine::Segment);
+    let mut reader = DirReader::new(dir.path(), EntrySeq(0));
+    for start in [0, 10, 20] {
+        commit(&mut log, start..start + 10);
+        assert_eq!(read_dir(&mut reader), ((start..start + 10).collect(), vec![]));
+    }
+}
+
+#[test]
 fn what_was_dropped_by_policy_is_counted_and_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     three_epochs(dir.path());
-    let store = SledStore::open(dir.path(), test_options()).unwrap();
+    let store = DiskStore::open(dir.path(), test_options()).unwrap();
     let policies = BTreeMap::from([(stream("vehicle"), Policy::LatestPerDevice)]);
     let options = LogOptions { policies, ..LogOptions::default() };
     let (mut log, _) = Log::open(Box::new(store), options, metrics()).unwrap();
@@ -86,7 +120,7 @@ fn a_log_that_is_being_written_is_whole() {
 fn an_agent_that_writes_all_the_time_does_not_make_a_whole_log_look_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let store =
-        SledStore::open(dir.path(), store::sled::SledOptions { epoch_bytes: 60_000, ..test_options() });
+        DiskStore::open(dir.path(), store::disk::DiskOptions { epoch_bytes: 60_000, ..test_options() });
     let (mut log, _) = Log::open(Box::new(store.unwrap()), LogOptions::default(), metrics()).unwrap();
     commit(&mut log, 0..100);
     std::thread::scope(|scope| {
@@ -130,7 +164,7 @@ fn a_flipped_bit_is_found_and_costs_what_the_next_checkpoint_says() {
             damaged += usize::from(!found.is_whole());
             // The end of the newest epoch may be gone without a trace; only the cursor can know it.
             if index < 2 {
-                assert_eq!(found.records + lost(&found), 600, "{epoch} at {percent} %: {found:?}");
+                assert_eq!(found.records + lost_records(&found), 600, "{epoch} at {percent} %: {found:?}");
                 assert_eq!(found.damage.is_empty(), found.lost.is_empty(), "{found:?}");
             }
         }
@@ -172,7 +206,7 @@ fn an_epoch_that_does_not_open_or_is_no_directory_is_damage_and_the_rest_is_read
         let copy = copy_of(dir.path());
         spoil(&copy.path().join(epochs[1].to_string()));
         let found = check(copy.path());
-        assert_eq!((found.records, lost(&found)), (400, 200), "case {case}: {found:?}");
+        assert_eq!((found.records, lost_records(&found)), (400, 200), "case {case}: {found:?}");
         assert!(!found.damage.is_empty(), "case {case}");
         assert_eq!(read_dir(&mut DirReader::new(copy.path(), EntrySeq(0))).0.len(), 400, "case {case}");
 

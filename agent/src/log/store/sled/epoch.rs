@@ -13,8 +13,13 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::guard::{self, Failure, Opened};
-use crate::log::store::{EntrySeq, EpochId, StoredEntry};
+use super::guard::{self, Opened};
+use crate::log::store::{
+    EntrySeq, StoredEntry,
+    dir::sync_files,
+    disk::{PartFailure, ReadEpoch, WriteEpoch},
+    failure::Failure,
+};
 
 /// sled consolidates a leaf, that is writes all of it again, at its tenth change.
 const TREE_ENTRIES_MAX: usize = 9;
@@ -27,25 +32,30 @@ const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
 /// The epoch that is being written.
 #[derive(Debug)]
-pub(super) struct WriteEpoch {
-    pub(super) id: EpochId,
+pub(in crate::log::store) struct SledWriter {
     path: PathBuf,
+    timeout: Duration,
+    epoch_bytes: u64,
     opened: Opened,
     trees: Vec<(EntrySeq, ::sled::Tree)>,
     in_last_tree: usize,
     bytes: u64,
-    /// Whether a sync has completed.
-    pub(super) synced: bool,
 }
 
-impl WriteEpoch {
-    /// Opens a new epoch in the empty directory `path`.
-    pub(super) fn create(id: EpochId, path: PathBuf, timeout: Duration) -> Result<Self, Failure> {
+impl SledWriter {
+    /// Opens a new epoch of `epoch_bytes` in the empty directory `path`, which takes no longer than `timeout`.
+    pub(in crate::log::store) fn create(
+        path: PathBuf,
+        epoch_bytes: u64,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
         let opened = guard::open(&path, timeout)?;
-        Ok(Self { id, path, opened, trees: Vec::new(), in_last_tree: 0, bytes: 0, synced: false })
+        Ok(Self { path, timeout, epoch_bytes, opened, trees: Vec::new(), in_last_tree: 0, bytes: 0 })
     }
+}
 
-    pub(super) fn append(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), Failure> {
+impl WriteEpoch for SledWriter {
+    fn append(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), Failure> {
         if self.trees.is_empty() || self.in_last_tree == TREE_ENTRIES_MAX {
             let tree = guard::call(|| self.opened.db.open_tree(tree_name(seq)))?;
             self.trees.push((seq, tree));
@@ -59,16 +69,21 @@ impl WriteEpoch {
     }
 
     /// Entries to the file, the file to the disk.
-    pub(super) fn sync(&mut self) -> Result<(), Failure> {
+    fn sync(&mut self) -> Result<(), Failure> {
         guard::call(|| self.opened.db.flush())?;
         self.opened.file.sync_data().map_err(Failure::of_io)
     }
 
-    pub(super) fn wants_roll(&self, epoch_bytes: u64) -> bool {
-        self.bytes >= epoch_bytes || (self.trees.len() >= TREES_MAX && self.in_last_tree == TREE_ENTRIES_MAX)
+    fn sync_others(&mut self) -> Result<(), Failure> {
+        sync_files(&self.path).map_err(Failure::of_io)
     }
 
-    pub(super) fn read(&self, from: EntrySeq, limit_bytes: usize) -> Result<Vec<StoredEntry>, Failure> {
+    fn wants_roll(&self) -> bool {
+        self.bytes >= self.epoch_bytes
+            || (self.trees.len() >= TREES_MAX && self.in_last_tree == TREE_ENTRIES_MAX)
+    }
+
+    fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<Vec<StoredEntry>, Failure> {
         let start = self.trees.partition_point(|(first, _)| *first <= from).saturating_sub(1);
         let mut read = Vec::new();
         let mut bytes = 0;
@@ -79,20 +94,20 @@ impl WriteEpoch {
     }
 
     /// Bytes that its file takes on the device.
-    pub(super) fn size_bytes(&self) -> u64 {
+    fn size_bytes(&self) -> u64 {
         self.opened.file.metadata().map_or(self.bytes, |meta| meta.blocks() * 512)
     }
 
-    pub(super) fn close(self, timeout: Duration) {
-        guard::close((self.trees, self.opened), self.path, timeout);
+    fn close(self: Box<Self>) {
+        guard::close((self.trees, self.opened), self.path, self.timeout);
     }
 }
 
 /// An epoch that is being read.
 #[derive(Debug)]
-pub(super) struct ReadEpoch {
-    pub(super) id: EpochId,
+pub(in crate::log::store) struct SledReader {
     path: PathBuf,
+    timeout: Duration,
     opened: Opened,
     /// First entries of the trees, ascending.
     trees: Vec<EntrySeq>,
@@ -102,17 +117,10 @@ pub(super) struct ReadEpoch {
     copy: Option<TempDir>,
 }
 
-/// A tree did not read.
-pub(super) struct TreeFailure {
-    /// Its name's number; none when the epoch itself did not read.
-    pub(super) tree: EntrySeq,
-    pub(super) failure: Failure,
-}
-
-impl ReadEpoch {
-    pub(super) fn open(id: EpochId, path: &Path, timeout: Duration) -> Result<Self, Failure> {
+impl SledReader {
+    pub(in crate::log::store) fn open(path: &Path, timeout: Duration) -> Result<Self, Failure> {
         // Of a missing file sled would make an empty Db.
-        if !fs::metadata(path.join("db")).map_err(Failure::of_io)?.is_file() {
+        if !fs::metadata(path.join(super::FILE)).map_err(Failure::of_io)?.is_file() {
             return Err(Failure::Broken("db is no file".into()));
         }
         let opened = guard::open(path, timeout)?;
@@ -125,13 +133,12 @@ impl ReadEpoch {
         };
         let mut trees: Vec<EntrySeq> = names.iter().filter_map(|name| tree_first(name)).collect();
         trees.sort_unstable();
-        Ok(Self { id, path: path.into(), opened, trees, tree: None, copy: None })
+        Ok(Self { path: path.into(), timeout, opened, trees, tree: None, copy: None })
     }
 
     /// Opens a copy of the epoch in `memory_dir`, a file system in memory, for a disk that is so full that sled cannot
     /// open there.
-    pub(super) fn open_in_memory(
-        id: EpochId,
+    pub(in crate::log::store) fn open_in_memory(
         path: &Path,
         memory_dir: &Path,
         timeout: Duration,
@@ -149,17 +156,18 @@ impl ReadEpoch {
                 fs::copy(&from, copy.path().join(name)).map_err(failed)?;
             }
         }
-        let reader = Self::open(id, copy.path(), timeout)?;
+        let reader = Self::open(copy.path(), timeout)?;
         Ok(Self { copy: Some(copy), ..reader })
     }
+}
 
-    /// Reads on from `from`, leaving out the trees in `bad`.
-    pub(super) fn read(
+impl ReadEpoch for SledReader {
+    fn read(
         &mut self,
         from: EntrySeq,
         limit_bytes: usize,
         bad: &BTreeSet<EntrySeq>,
-    ) -> Result<Vec<StoredEntry>, TreeFailure> {
+    ) -> Result<Vec<StoredEntry>, PartFailure> {
         let start = self.trees.partition_point(|first| *first <= from).saturating_sub(1);
         let mut read = Vec::new();
         let mut bytes = 0;
@@ -177,14 +185,14 @@ impl ReadEpoch {
                 outcome
             });
             if let Err(failure) = outcome {
-                return Err(TreeFailure { tree: first, failure });
+                return Err(PartFailure { part: Some(first), failure });
             }
         }
         Ok(read)
     }
 
-    pub(super) fn close(self, timeout: Duration) {
-        guard::close((self.tree, self.opened, self.copy), self.path, timeout);
+    fn close(self: Box<Self>) {
+        guard::close((self.tree, self.opened, self.copy), self.path, self.timeout);
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use super::dir::sync_dir;
+use crate::log::store::{dir::sync_dir, failure::Failure};
 
 /// Bytes of a sled segment. A value over a quarter of it would become a blob, which sled never syncs.
 pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
@@ -27,78 +27,24 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// What a call into sled came to, by what can be done about it.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// The disk is full.
-    NoSpace,
-    /// Not the fault of the files: it may work later.
-    Transient(io::Error),
-    /// The Db's lock is held.
-    Locked,
-    /// Damage, a panic, or an error that will not go away.
-    Broken(String),
+fn of_sled(error: ::sled::Error) -> Failure {
+    match error {
+        ::sled::Error::Io(error) => Failure::of_io(error),
+        other => Failure::Broken(other.to_string()),
+    }
 }
 
-impl Failure {
-    pub(super) fn of_io(error: io::Error) -> Self {
-        use io::ErrorKind as Kind;
-        /// Too many open files, in the system and in the process: no `ErrorKind` says so.
-        const NO_DESCRIPTOR: [i32; 2] = [23, 24];
-        match error.kind() {
-            Kind::StorageFull | Kind::QuotaExceeded => Self::NoSpace,
-            Kind::OutOfMemory
-            | Kind::PermissionDenied
-            | Kind::ReadOnlyFilesystem
-            | Kind::Interrupted
-            | Kind::WouldBlock
-            | Kind::TimedOut => Self::Transient(error),
-            _ if error.raw_os_error().is_some_and(|code| NO_DESCRIPTOR.contains(&code)) => {
-                Self::Transient(error)
-            }
-            _ if error.to_string().contains("could not acquire lock") => Self::Locked,
-            _ => Self::Broken(error.to_string()),
-        }
-    }
-
-    fn of_sled(error: ::sled::Error) -> Self {
-        match error {
-            ::sled::Error::Io(error) => Self::of_io(error),
-            other => Self::Broken(other.to_string()),
-        }
-    }
-
-    fn of_panic(payload: &(dyn std::any::Any + Send)) -> Self {
-        let text = payload
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
-        // sled unwraps some of its I/O errors; the kernel's words are then in the panic's.
-        if text.contains("StorageFull") || text.contains("No space left") {
-            Self::NoSpace
-        } else {
-            Self::Broken(format!("sled panicked: {text}"))
-        }
-    }
-
-    /// Whether the disk takes no writes, which says nothing about what is on it.
-    pub(super) fn is_of_writing(&self) -> bool {
-        match self {
-            Self::NoSpace => true,
-            Self::Transient(error) => error.kind() == io::ErrorKind::ReadOnlyFilesystem,
-            Self::Locked | Self::Broken(_) => false,
-        }
-    }
-
-    /// In words, for errors that carry text.
-    pub(super) fn into_reason(self) -> String {
-        match self {
-            Self::NoSpace => "no space left on the device".into(),
-            Self::Transient(error) => error.to_string(),
-            Self::Locked => "its lock is held".into(),
-            Self::Broken(reason) => reason,
-        }
+fn of_panic(payload: &(dyn std::any::Any + Send)) -> Failure {
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    // sled unwraps some of its I/O errors; the kernel's words are then in the panic's.
+    if text.contains("StorageFull") || text.contains("No space left") {
+        Failure::NoSpace
+    } else {
+        Failure::Broken(format!("sled panicked: {text}"))
     }
 }
 
@@ -106,8 +52,8 @@ impl Failure {
 pub(super) fn call<T>(call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Failure::of_sled(error)),
-        Err(payload) => Err(Failure::of_panic(payload.as_ref())),
+        Ok(Err(error)) => Err(of_sled(error)),
+        Err(payload) => Err(of_panic(payload.as_ref())),
     }
 }
 

@@ -5,7 +5,7 @@
 //! <dir>/gateway              whose directory it is, see [`crate::log::identity`]
 //! <dir>/cursor               how far Kafka has the log, see [`crate::replicate::cursor`]
 //! <dir>/ballast              space that is given back when the disk is full, so that epochs can still be opened
-//! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty)
+//! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty), or the file `segment`
 //! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. The newest epoch without it acknowledged nothing
 //! <dir>/del-<id:016x>/       an epoch that is being deleted
 //! <dir>/new-<id:016x>/       an epoch that is being written again; of no use after a crash
@@ -25,7 +25,7 @@ use std::{
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use crate::log::store::{EntrySeq, EpochId};
+use super::{EntrySeq, EpochId};
 
 pub(in crate::log) const MARKER: &str = "synced";
 const BALLAST: &str = "ballast";
@@ -33,7 +33,7 @@ const LOCK: &str = "lock";
 const NEW: &str = "new-";
 const SWAP: &str = "swap-";
 
-/// What the engine has in the directory beside epochs.
+/// What the store has in the directory beside epochs.
 pub(in crate::log) const OWN_FILES: [&str; 2] = [LOCK, BALLAST];
 
 /// Times that a lock in use is asked for again, [`LOCK_PAUSE`] apart: an agent that was just killed holds it until the
@@ -281,11 +281,12 @@ impl DataDir {
         Ok(())
     }
 
-    /// Makes the files of an epoch whose data is synced already stay: names, `conf`, marker.
+    /// Notes that an epoch is synced, its files already are; makes their names durable and the note with them. The note is
+    /// its name alone, so that it needs no sync of its own.
     pub(in crate::log) fn mark_synced(&self, epoch: EpochId) -> io::Result<()> {
         let path = self.epoch(epoch);
         File::create(path.join(MARKER))?;
-        sync_all(&path)?;
+        sync_dir(&path)?;
         sync_dir(&self.path)
     }
 
@@ -360,8 +361,28 @@ impl DataDir {
 /// Ids from here on are not the log's: no gateway writes 2^48 entries, and offsets could not go on behind them.
 const ID_END: u64 = 1 << 48;
 
+/// The epoch that a directory of this name holds.
+pub(in crate::log) fn parse_epoch(name: &str) -> Option<EpochId> {
+    parse(name, "e-")
+}
+
+/// The epoch that a directory of this name holds, put aside.
+pub(in crate::log) fn parse_quarantined(name: &str) -> Option<EpochId> {
+    parse(name, "bad-")
+}
+
+/// The epoch that a directory of this name held before its deletion was begun.
+pub(in crate::log) fn parse_half_deleted(name: &str) -> Option<EpochId> {
+    parse(name, "del-")
+}
+
+/// Whether a sync of the epoch at `path` has completed. Where the disk does not say, it has: as at a start.
+pub(in crate::log) fn is_synced(path: &Path) -> bool {
+    path.join(MARKER).try_exists().unwrap_or(true)
+}
+
 /// The id in a name of the given kind: `<prefix><16 hex digits>`, behind which `bad-` may have a copy's number.
-pub(super) fn parse(name: &str, prefix: &str) -> Option<EpochId> {
+fn parse(name: &str, prefix: &str) -> Option<EpochId> {
     let digits = name.strip_prefix(prefix)?;
     let digits = if prefix == "bad-" { digits.split('.').next()? } else { digits };
     let canonical = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -371,13 +392,19 @@ pub(super) fn parse(name: &str, prefix: &str) -> Option<EpochId> {
 
 /// Syncs every file in `dir`, then the directory.
 fn sync_all(dir: &Path) -> io::Result<()> {
+    sync_files(dir)?;
+    sync_dir(dir)
+}
+
+/// Syncs every file in `dir`.
+pub(in crate::log) fn sync_files(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
             File::open(entry.path())?.sync_all()?;
         }
     }
-    sync_dir(dir)
+    Ok(())
 }
 
 /// Makes the names in `dir` durable.

@@ -1,10 +1,14 @@
 //! What every engine must do, run on each.
 
+mod damage;
+mod model;
+
 use super::{
     ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, StoreError, StoredEntry,
+    disk::{DiskOptions, DiskStore},
     simulated::SimulatedDisk,
-    sled::{SledOptions, SledStore},
 };
+use crate::config::Engine;
 
 /// Opens the engine on the same disk again and again; the store opened before is dropped first.
 type Reopen<'a> = &'a dyn Fn() -> Box<dyn EpochStore>;
@@ -12,13 +16,22 @@ type Reopen<'a> = &'a dyn Fn() -> Box<dyn EpochStore>;
 fn on_each_engine(check: impl Fn(Reopen<'_>)) {
     let disk = SimulatedDisk::new();
     check(&|| Box::new(disk.open()));
-    let dir = tempfile::tempdir().unwrap();
-    check(&|| Box::new(SledStore::open(dir.path(), test_options()).unwrap()));
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        check(&|| Box::new(DiskStore::open(dir.path(), options_of(engine)).unwrap()));
+    }
 }
 
-/// Small epochs and no demands on the machine's free space.
-pub(in crate::log) fn test_options() -> SledOptions {
-    SledOptions { reserve_bytes: 0, ballast_bytes: 0, ..SledOptions::default() }
+/// What can keep an epoch on a disk.
+pub(in crate::log) const ENGINES: [Engine; 2] = [Engine::Sled, Engine::Segment];
+
+/// No demands on the machine's free space.
+pub(in crate::log) fn test_options() -> DiskOptions {
+    DiskOptions { reserve_bytes: 0, ballast_bytes: 0, ..DiskOptions::default() }
+}
+
+pub(in crate::log) fn options_of(engine: Engine) -> DiskOptions {
+    DiskOptions { engine, ..test_options() }
 }
 
 fn id(seq: u64) -> EpochId {
