@@ -39,6 +39,9 @@ const FIXED_BYTES_MAX: usize = 16;
 /// What a source remembers by key.
 pub type Remembered = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
+/// What a note is to say: its key, and its value or that it goes.
+pub type Change = (Box<[u8]>, Option<Box<[u8]>>);
+
 /// Key and value together are larger than [`NOTE_BYTES_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a note of {0} bytes; at most {NOTE_BYTES_MAX} are remembered")]

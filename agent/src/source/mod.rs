@@ -11,6 +11,7 @@ pub mod mqtt;
 pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
+mod window;
 
 use std::{fmt, path::PathBuf, pin::Pin, sync::Arc};
 

@@ -463,10 +463,7 @@ impl Server {
     /// Adds to the group what is to be remembered once it is durable.
     fn note(&mut self, now: Monotonic) {
         let Stage { intake, group, .. } = &mut self.stage;
-        for (key, value) in self.broker.changes(now) {
-            // What is too large is forgotten: better than what was before.
-            let note = intake.note(key.clone(), value).or_else(|_| intake.note(key, None));
-            let Ok(note) = note else { continue };
+        for note in intake.notes(self.broker.changes(now)) {
             group.size_bytes += note.size_bytes();
             group.notes.push(note);
         }

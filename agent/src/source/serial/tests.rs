@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests of ports run in real time")]
 
+mod restarts;
+
 use std::{
     fs::{self, Permissions},
     os::{
@@ -27,6 +29,7 @@ use wayside_protocol::{
 use super::*;
 use crate::{
     config::{Backoff, DEAD_LETTER_STREAM, GAPS_STREAM, Value},
+    log::Remembered,
     record::{ContentType, DeviceId, Received, StreamName},
     source::{
         metrics::SourceMetrics,
@@ -72,8 +75,13 @@ impl Socket {
     }
 
     fn native(&self) -> FakePipeline {
+        self.native_again(Remembered::new())
+    }
+
+    /// As `native`, after a life that noted `remembered`.
+    fn native_again(&self, remembered: Remembered) -> FakePipeline {
         let config = self.config(SerialProtocol::Native, Value::Raw);
-        FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
+        FakePipeline::start_again(INTAKE_BYTES, remembered, |context| run(config, RECORD_BYTES_MAX, context))
     }
 
     fn nmea(&self, value: Value) -> FakePipeline {
@@ -288,22 +296,34 @@ fn an_unplugged_cable_loses_and_repeats_nothing() {
 }
 
 #[test]
-fn a_restart_of_the_agent_goes_on_with_the_oldest_that_the_device_keeps() {
+fn after_a_crash_a_device_begins_behind_what_is_stored_or_with_the_oldest_that_it_keeps() {
     on_one_thread(async {
         let socket = Socket::new();
         let cable = socket.plug();
         let mut mcu = Microcontroller::new(1, 1);
-        for body in [b"first", b"again"] {
+        // The first life took its reading to the disk or did not; in neither case the device was told.
+        for (was_stored, body, seen) in [(false, "first", 1), (false, "again", 2), (true, "stored", 3)] {
             let mut pipeline = socket.native();
-            mcu.reading(body);
+            mcu.reading(body.as_bytes());
             let mut records = Vec::new();
             mcu.talk(&cable, "records", |_| {
                 records.extend(pipeline.rest());
-                records.last().is_some_and(|record| record.value == body[..])
+                records.last().is_some_and(|record| record.value == body)
             })
             .await;
-            assert_eq!(records[0].value, "first", "it was never acknowledged");
+            assert_eq!((records.len(), &records[0].value[..]), (seen, &b"first"[..]), "never acknowledged");
             pipeline.abort().await;
+            if was_stored {
+                let mut pipeline = socket.native_again(pipeline.remembered.clone());
+                mcu.reading(b"new");
+                let mut records = Vec::new();
+                mcu.talk(&cable, "the new record and the acknowledgement of the others", |mcu| {
+                    records.extend(pipeline.rest());
+                    !records.is_empty() && mcu.device.pending() == 1
+                })
+                .await;
+                assert_eq!((records.len(), &records[0].value[..]), (1, &b"new"[..]));
+            }
         }
     });
 }
@@ -581,7 +601,8 @@ fn hours_of_garbage_cost_one_log_line_a_minute_and_no_memory() {
         device: DeviceId::new("tram-7").expect("an id"),
         value: Value::Json,
     };
-    let lines: [Box<dyn Line>; 2] = [Box::new(NativeLine::new(native)), Box::new(NmeaLine::new(nmea))];
+    let lines: [Box<dyn Line>; 2] =
+        [Box::new(NativeLine::new(native, &Remembered::new())), Box::new(NmeaLine::new(nmea))];
     for mut line in lines {
         let metrics = SourceMetrics::register(&mut prometheus_client::registry::Registry::default());
         let (mut counters, mut noise, mut garbage) = (metrics.source("test"), Noise::default(), garbage(480));
@@ -603,7 +624,7 @@ fn hours_of_garbage_cost_one_log_line_a_minute_and_no_memory() {
         }
         assert!((1..=4 * 60).contains(&told), "{told} lines in the log");
         assert!(rejected > 10_000, "{rejected} counted");
-        let kept: usize = line.take().iter().map(Record::size_bytes).sum();
+        let kept: usize = line.take().records.iter().map(Record::size_bytes).sum();
         assert!(kept <= 64 * 1024, "{kept} bytes kept");
     }
 }
