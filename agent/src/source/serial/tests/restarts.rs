@@ -10,6 +10,7 @@ use crate::{
     decode::native::uid_device,
     intake::{Acknowledgement, Ticket},
     log::Change,
+    record::Received,
     source::serial::devices::{DEVICES_MAX, Devices},
 };
 
