@@ -46,7 +46,7 @@ pub trait Source: Send {
 pub struct SourceContext {
     /// Where records go and acknowledgements come from.
     pub intake: Intake,
-    /// What the source has noted in its lives before ([`Intake::note`]).
+    /// What the source has noted in its lives before ([`Intake::notes`]).
     pub remembered: Remembered,
     /// Time.
     pub clock: Arc<dyn Clock>,

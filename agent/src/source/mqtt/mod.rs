@@ -415,8 +415,8 @@ impl Source {
     fn note(&mut self) {
         let Some(broker) = self.session_at else { return };
         let window = self.deliveries.window(&self.group.answers);
-        let change = self.memory.change(&self.config.client_id, &self.address(broker), &window);
-        self.group.notes.extend(self.context.intake.notes(change));
+        let changes = self.memory.changes(&self.config.client_id, &self.address(broker), &window);
+        self.group.notes.extend(self.context.intake.notes(changes));
     }
 
     /// Takes the packets that have arrived whole. Messages become the group, and `room` the wait for its place.

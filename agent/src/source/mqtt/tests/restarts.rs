@@ -86,7 +86,7 @@ struct World {
     answers: VecDeque<(u64, [u8; 4])>,
     deliveries: Deliveries,
     memory: Memory,
-    submitted: VecDeque<(Ticket, Vec<usize>, Option<Change>)>,
+    submitted: VecDeque<(Ticket, Vec<usize>, Vec<Change>)>,
     tickets: u64,
     acknowledgements: u64,
     stored: Vec<usize>,
@@ -176,8 +176,8 @@ impl World {
             }
         }
         if !records.is_empty() {
-            let change = self.memory.change("agent", "broker", &self.deliveries.window(&answers));
-            self.submit(records, change, answers);
+            let changes = self.memory.changes("agent", "broker", &self.deliveries.window(&answers));
+            self.submit(records, changes, answers);
         } else if !answers.is_empty() {
             self.deliveries.submitted(None, answers);
             self.deliveries.answer(&mut writer);
@@ -185,10 +185,10 @@ impl World {
         self.take_answers(&mut writer);
     }
 
-    fn submit(&mut self, records: Vec<usize>, change: Option<Change>, answers: Vec<Answer>) {
+    fn submit(&mut self, records: Vec<usize>, changes: Vec<Change>, answers: Vec<Answer>) {
         self.tickets += 1;
         self.deliveries.submitted(Some(Ticket(self.tickets)), answers);
-        self.submitted.push_back((Ticket(self.tickets), records, change));
+        self.submitted.push_back((Ticket(self.tickets), records, changes));
     }
 
     fn take_answers(&mut self, writer: &mut Writer) {
@@ -198,9 +198,9 @@ impl World {
     }
 
     fn commit(&mut self) {
-        let Some((ticket, records, change)) = self.submitted.pop_front() else { return };
+        let Some((ticket, records, changes)) = self.submitted.pop_front() else { return };
         self.stored.extend(records);
-        if let Some((key, value)) = change {
+        for (key, value) in changes {
             self.remembered.remove(&key);
             self.remembered.extend(value.map(|value| (key, value)));
         }
@@ -255,8 +255,8 @@ impl World {
     }
 
     fn note(&mut self) {
-        let change = self.memory.change("agent", "broker", &self.deliveries.window(&[]));
-        self.submit(Vec::new(), change, Vec::new());
+        let changes = self.memory.changes("agent", "broker", &self.deliveries.window(&[]));
+        self.submit(Vec::new(), changes, Vec::new());
     }
 
     /// Lets the broker have done with all messages.
@@ -352,11 +352,13 @@ fn an_id_that_comes_back_at_once_makes_an_equal_message_a_new_one() {
 #[test]
 fn a_note_of_another_client_id_or_of_a_later_release_is_no_memory() {
     let mut memory = Memory::default();
-    let (key, value) = memory.change("a", "broker:1883", &Window::from([(7, 1)])).expect("new");
-    assert_eq!(memory.change("a", "broker:1883", &Window::from([(7, 1)])), None, "as noted");
-    assert_eq!(memory.session("a"), Some(("broker:1883", Window::from([(7, 1)]))));
+    let window = Window::from([(7, 1)]);
+    let changes = memory.changes("a", "broker:1883", &window);
+    assert_eq!(changes.len(), 2);
+    assert_eq!(memory.changes("a", "broker:1883", &window), [], "as noted");
+    assert_eq!(memory.session("a"), Some(("broker:1883", window)));
     assert_eq!(memory.session("b"), None);
-    let later: Remembered = [(key, [0xff].into())].into();
+    assert_eq!(memory.changes("a", "broker:1883", &Window::new()), [(b"w"[..].into(), None)]);
+    let later = changes.into_iter().map(|(key, _)| (key, [0xff].into())).collect();
     assert_eq!(Memory::restore(&later).session("a"), None);
-    assert!(value.is_some());
 }
