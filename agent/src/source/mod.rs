@@ -29,6 +29,16 @@ use crate::{
 };
 use metrics::{SourceCounters, SourceHealth, SourceWatch};
 
+/// What `future` is at once, if it is; for drivers of the simulation, which wait for nothing.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn ready<F: Future>(future: F) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
+}
+
 /// A running source.
 pub type SourceFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 

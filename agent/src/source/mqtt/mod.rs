@@ -34,6 +34,8 @@ mod connection;
 pub(crate) mod fuzz;
 mod memory;
 mod session;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 mod tls;

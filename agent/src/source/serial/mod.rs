@@ -18,6 +18,8 @@ mod line;
 mod native;
 mod nmea;
 mod reach;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 
