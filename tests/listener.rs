@@ -1,6 +1,5 @@
 //! The agent as the MQTT server that devices connect to: nothing that it acknowledged is lost, whatever they speak and whoever dies.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Stdio;
 use std::time::Duration;
@@ -119,35 +118,6 @@ fn kills_under_load_lose_nothing_that_devices_had_an_acknowledgement_for() {
     report.assert_complete(1_000);
     let (delivered, duplicated) = (report.count("delivered"), report.count("duplicated"));
     note(&format!("{delivered} delivered, {duplicated} of them more than once"));
-}
-
-/// Kafka is away all the time, so that the log still has all that came.
-#[test]
-#[ignore = "tests/run"]
-fn a_message_that_is_sent_again_after_a_kill_is_stored_once() {
-    let port = ports::free();
-    let url = format!("mqtt://127.0.0.1:{port}");
-    let mut agent =
-        Agent::new("listener-again", &format!("127.0.0.1:{}", ports::free()), &agent::listener(port));
-    agent.start();
-    let mut load = Load::start(["traffic", "--mqtt", &url, "--devices", "50", "--rate", "1000"]);
-    kill_under(&mut load, &mut agent);
-    let redelivered = agent
-        .metric("wayside_source_dropped_total{source=\"devices\",reason=\"redelivered\"}")
-        .unwrap_or(0.0);
-    agent.kill();
-    let directory = agent.log_directory();
-    let exported = agent.command_output(&["log", "export", directory.to_str().expect("a path")]);
-    let mut times: BTreeMap<(String, u64), usize> = BTreeMap::new();
-    for line in exported.lines().filter(|line| line.starts_with('{')) {
-        let record: serde_json::Value = serde_json::from_str(line).expect("NDJSON");
-        let device = record["device"].as_str().expect("a device").to_owned();
-        *times.entry((device, record["device_seq"].as_u64().expect("a number"))).or_default() += 1;
-    }
-    let twice = times.values().filter(|times| **times > 1).count();
-    note(&format!("{} stored, {twice} of them twice; the last life saw {redelivered} again", times.len()));
-    assert!(times.len() >= load.acknowledged(), "{} of {}", times.len(), load.acknowledged());
-    assert_eq!(twice, 0);
 }
 
 #[test]

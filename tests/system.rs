@@ -18,6 +18,7 @@ mod journey;
 mod listener;
 mod noise;
 mod policies;
+mod redelivery;
 mod secure;
 mod servers;
 mod service;

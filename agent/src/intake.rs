@@ -8,7 +8,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::{
-    log::{CommitReceipt, Note, NoteTooLarge},
+    log::{Change, CommitReceipt, NOTE_BYTES_MAX, Note},
     record::{Offset, Record},
 };
 
@@ -116,13 +116,14 @@ impl Intake {
         Self { source, name: name.into(), next: 1, events, bytes, limit_bytes, acknowledged }
     }
 
-    /// A note for [`submit_noting`](Self::submit_noting): that the source remembers `value` as `key` over restarts, or
-    /// forgets the key.
-    ///
-    /// # Errors
-    /// [`NoteTooLarge`]: the source goes on without it.
-    pub fn note(&self, key: impl Into<Box<[u8]>>, value: Option<Box<[u8]>>) -> Result<Note, NoteTooLarge> {
-        Note::new(Arc::clone(&self.name), key, value)
+    /// Notes for [`submit_noting`](Self::submit_noting), of what the source remembers over restarts. A key whose value is too
+    /// large is forgotten: better than what was before.
+    pub fn notes(&self, changes: impl IntoIterator<Item = Change>) -> Vec<Note> {
+        let note = |(key, value): Change| {
+            let value = value.filter(|value| key.len() + value.len() <= NOTE_BYTES_MAX);
+            Note::new(Arc::clone(&self.name), key, value).ok()
+        };
+        changes.into_iter().filter_map(note).collect()
     }
 
     /// The bound of the intake, in bytes over all sources.

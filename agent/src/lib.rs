@@ -34,6 +34,9 @@ pub mod pipeline;
 pub mod record;
 pub mod replicate;
 pub mod secret;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 pub mod source;
 pub mod telemetry;
 #[cfg(test)]

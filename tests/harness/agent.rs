@@ -1,6 +1,7 @@
 //! The agent under test: the real binary with a configuration of its own, started, stopped, killed and started again on
 //! the same log.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
@@ -210,6 +211,18 @@ listen = \"127.0.0.1:{telemetry_port}\"
         let output = std::process::Command::new(binary("wayside")).args(arguments).output();
         let output = output.expect("our own binary can be run");
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
+    }
+
+    /// How often each reading is in the log, by device and sequence number.
+    pub fn stored(&self) -> BTreeMap<(String, u64), usize> {
+        let exported = self.command_output(&["log", "export", self.log_directory().to_str().expect("UTF-8")]);
+        let mut times = BTreeMap::new();
+        for line in exported.lines().filter(|line| line.starts_with('{')) {
+            let record: serde_json::Value = serde_json::from_str(line).expect("NDJSON");
+            let device = record["device"].as_str().expect("a device").to_owned();
+            *times.entry((device, record["device_seq"].as_u64().expect("a number"))).or_default() += 1;
+        }
+        times
     }
 
     #[track_caller]

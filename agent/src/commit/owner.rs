@@ -45,7 +45,7 @@ const DROP_WINDOW: Duration = Duration::from_secs(1);
 const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the owner is asked.
-enum Request {
+pub(crate) enum Request {
     Commit(PendingCommit, oneshot::Sender<()>),
     Read(EntrySeq, usize, mpsc::SyncSender<Result<ReadOutcome, LogUnavailable>>),
     Trim(EntrySeq),
@@ -363,6 +363,18 @@ impl Owner {
         let _ = unfinished.done.send(());
     }
 
+    /// Carries out a request, and tries the unfinished commit if that is due. False ends the owner.
+    pub(crate) fn step(&mut self, request: Option<Request>, clock: &dyn Clock) -> bool {
+        let now = clock.monotonic();
+        if request.is_some_and(|request| !self.handle(request, now)) {
+            return false;
+        }
+        if self.retry_at().is_some_and(|retry_at| retry_at <= now) {
+            self.retry(clock);
+        }
+        true
+    }
+
     /// Serves requests until told to stop or nobody is left to ask.
     fn run(mut self, requests: &mpsc::Receiver<Request>, clock: &dyn Clock) {
         loop {
@@ -370,18 +382,13 @@ impl Owner {
                 None => requests.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
                 Some(retry_at) => requests.recv_timeout(retry_at.since(clock.monotonic())),
             };
-            let now = clock.monotonic();
-            match request {
-                Ok(request) => {
-                    if !self.handle(request, now) {
-                        break;
-                    }
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            }
-            if self.retry_at().is_some_and(|retry_at| retry_at <= now) {
-                self.retry(clock);
+            let goes_on = match request {
+                Ok(request) => self.step(Some(request), clock),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.step(None, clock),
+                Err(mpsc::RecvTimeoutError::Disconnected) => false,
+            };
+            if !goes_on {
+                break;
             }
         }
         if self.unfinished.is_some() {

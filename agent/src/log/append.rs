@@ -32,6 +32,8 @@ pub(super) struct Pending {
     batches: Vec<LogBatch>,
     notes: Vec<Note>,
     entry: Entry,
+    /// The next one belongs to the same commit.
+    goes_on: bool,
     /// Where the last attempt put it.
     seq: EntrySeq,
 }
@@ -106,11 +108,12 @@ impl Log {
         self.append_noting(batches, Vec::new());
     }
 
-    /// As [`append`](Self::append), with what sources remember from then on: durable with the last of the records.
+    /// As [`append`](Self::append), with what sources remember from then on. A start finds all of it or nothing.
     ///
     /// # Panics
     /// As [`append`](Self::append).
     pub fn append_noting(&mut self, batches: Vec<Batch>, notes: Vec<Note>) {
+        let first = self.pending.len();
         let mut grouper = Grouper::new(self.options.group_bytes);
         for batch in batches {
             if batch.records.is_empty() {
@@ -148,6 +151,12 @@ impl Log {
         if grouper.count > 0 {
             self.encode_group(grouper.take());
         }
+        if let Some((_, others)) = self.pending[first..].split_last_mut() {
+            for pending in others {
+                pending.entry.goes_on();
+                pending.goes_on = true;
+            }
+        }
     }
 
     fn encode_group(&mut self, Grouper { batches, notes, .. }: Grouper) {
@@ -159,7 +168,7 @@ impl Log {
             EntryKind::Noted
         };
         let entry = self.codec.encode(kind, &self.raw);
-        self.pending.push(Pending { batches, notes, entry, seq: EntrySeq(0) });
+        self.pending.push(Pending { batches, notes, entry, goes_on: false, seq: EntrySeq(0) });
     }
 
     /// Makes everything appended before durable. When the store fails, everything not durable is written again to a new
@@ -214,7 +223,7 @@ impl Log {
         // Of the pending groups how many are in the store.
         let mut written = 0;
         while written < self.pending.len() {
-            if !self.writing || self.store.wants_roll() || self.epoch_is_full(seq) {
+            if !self.writing || self.rolls(seq, written) {
                 if written > 0 {
                     // What the old epoch got becomes durable before the new one begins, whose id says so.
                     self.store.sync()?;
@@ -237,8 +246,15 @@ impl Log {
         Ok(())
     }
 
-    fn epoch_is_full(&self, seq: EntrySeq) -> bool {
-        self.epochs.last().is_some_and(|epoch| seq.0 - epoch.0.0 >= EPOCH_ENTRIES_MAX)
+    /// Whether the group at `index`, which would be entry `seq`, begins a new epoch. Not in the middle of a commit: of its first
+    /// part nobody must see anything before all of it is durable. One that no epoch can hold is cut where one is full.
+    fn rolls(&self, seq: EntrySeq, index: usize) -> bool {
+        let room = self.epochs.last().map_or(0, |epoch| EPOCH_ENTRIES_MAX - (seq.0 - epoch.0.0));
+        if index.checked_sub(1).is_some_and(|before| self.pending[before].goes_on) {
+            return room == 0;
+        }
+        let others = self.pending[index..].iter().take_while(|pending| pending.goes_on).count() as u64;
+        self.store.wants_roll() || room <= others
     }
 
     /// Creates the epoch that begins at the end of what is durable; returns the position behind its checkpoint.

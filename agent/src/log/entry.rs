@@ -7,7 +7,7 @@
 //! | 4 | 1 | u8 | version: 1 |
 //! | 5 | 1 | u8 | kind: 1 checkpoint, 2 group, 3 compacted group, 4 group with notes |
 //! | 6 | 1 | u8 | compression of the body: 0 none, 1 LZ4 block, 2 zstd frame |
-//! | 7 | 1 | u8 | 0 |
+//! | 7 | 1 | u8 | 1 where the commit goes on in the next entry, 0 where it ends |
 //! | 8 | 8 | u64 BE | sequence number, equal to the entry's key |
 //! | 16 | 4 | u32 BE | bytes of the body before compression, at most [`RAW_BYTES_MAX`] |
 //! | 20 | rest | bytes | body: see [`super::checkpoint`], [`super::group`], [`super::dropped`] and [`super::notes`] |
@@ -28,6 +28,9 @@ pub(super) const HEADER_BYTES: usize = 20;
 pub(super) const RAW_BYTES_MAX: usize = ENTRY_BYTES_MAX - HEADER_BYTES;
 
 const VERSION: u8 = 1;
+
+/// Where an entry says whether its commit goes on.
+const GOES_ON: usize = 7;
 
 /// 16 KiB of tables for about 2 GB/s; one in the whole process.
 pub(crate) static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
@@ -92,6 +95,11 @@ impl Entry {
         let crc = CRC_32C.checksum(&self.bytes[4..]);
         self.bytes[..4].copy_from_slice(&crc.to_be_bytes());
         &self.bytes
+    }
+
+    /// The next entry belongs to the same commit: without it this one does not count.
+    pub(super) fn goes_on(&mut self) {
+        self.bytes[GOES_ON] = 1;
     }
 
     /// Bytes as stored.
@@ -196,6 +204,11 @@ impl EntryCodec {
         }
         Ok((kind, raw))
     }
+}
+
+/// Whether the commit of an intact entry goes on in the next one.
+pub(super) fn goes_on(entry: &[u8]) -> bool {
+    entry.get(GOES_ON) == Some(&1)
 }
 
 fn compression_code(compression: Compression) -> u8 {

@@ -58,7 +58,7 @@ use entry::EntryCodec;
 use group::Names;
 pub use metrics::LogMetrics;
 use notes::NoteTable;
-pub use notes::{NOTE_BYTES_MAX, NOTES_BYTES_MAX, Note, NoteBatch, NoteTooLarge, Remembered};
+pub use notes::{Change, NOTE_BYTES_MAX, NOTES_BYTES_MAX, Note, NoteBatch, NoteTooLarge, Remembered};
 use reader::Continuity;
 pub use recovery::Recovery;
 use retention::Retained;

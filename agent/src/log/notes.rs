@@ -1,6 +1,6 @@
 //! Notes: what sources remember over restarts, beside records. A note is a key of its source with a value; one without a
-//! value forgets the key. It becomes durable in the same sync as the records that it was handed over with, and in no
-//! earlier one: "this message was stored" must never be known of a message that was not.
+//! value forgets the key. It becomes durable in the same commit as the records that it was handed over with, of which a
+//! start finds all or nothing: "this message was stored" must be known if and only if it was.
 //!
 //! The log keeps the last value of each key as a table. Each epoch's checkpoint has the table as it was there, the entries
 //! behind it have what was noted since: the newest epoch alone is enough to know all. Where that is damaged the sources
@@ -38,6 +38,9 @@ const FIXED_BYTES_MAX: usize = 16;
 
 /// What a source remembers by key.
 pub type Remembered = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+/// What a note is to say: its key, and its value or that it goes.
+pub type Change = (Box<[u8]>, Option<Box<[u8]>>);
 
 /// Key and value together are larger than [`NOTE_BYTES_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,7 +8,7 @@ use super::{
     EPOCH_ENTRIES_MAX, EntrySeq, LogOptions,
     checkpoint::{Assembly, Checkpoint, NextOffsets},
     dropped::{self, Compacted},
-    entry::{EntryCodec, EntryError, EntryKind},
+    entry::{self, EntryCodec, EntryError, EntryKind},
     group::{self, Names},
     notes::{self, NoteTable, Remembered},
     store::{EpochId, EpochStore, SLOW_OPENS_MAX, StoreError},
@@ -158,8 +158,11 @@ fn scan(
     let mut scan = Scan { entries: 0, damaged: 0, torn_tail: false, end: epoch.0, state: None };
     let mut assembly = Assembly::default();
     let mut whole = true;
+    // Entries of a commit whose end has not come.
+    let mut held: Vec<(EntryKind, Bytes)> = Vec::new();
+    let mut next = epoch.0;
     loop {
-        let entries = store.read(epoch, scan.end, SCAN_BYTES)?;
+        let entries = store.read(epoch, next, SCAN_BYTES)?;
         if entries.is_empty() {
             break;
         }
@@ -167,15 +170,25 @@ fn scan(
             if stored.seq.0 >= epoch.0.0 + EPOCH_ENTRIES_MAX {
                 // No epoch goes so far: this is not the log's.
                 scan.damaged += 1;
+                scan.end = next;
                 scan.state = None;
                 return Ok(scan);
             }
-            whole &= stored.seq == scan.end;
+            whole &= stored.seq == next;
             scan.entries += 1;
-            scan.end = stored.seq.next();
-            let replayed = codec
-                .decode(stored.seq, stored.bytes)
-                .and_then(|(kind, raw)| replay(kind, &raw, names, &mut assembly, &mut scan.state));
+            next = stored.seq.next();
+            let goes_on = entry::goes_on(&stored.bytes);
+            let replayed = codec.decode(stored.seq, stored.bytes).and_then(|entry| {
+                held.push(entry);
+                if goes_on {
+                    return Ok(());
+                }
+                let commit = std::mem::take(&mut held);
+                scan.end = next;
+                commit
+                    .into_iter()
+                    .try_for_each(|(kind, raw)| replay(kind, &raw, names, &mut assembly, &mut scan.state))
+            });
             scan.torn_tail = replayed.is_err();
             if let Err(error) = replayed {
                 tracing::error!(seq = %stored.seq, %error, "damaged entry");
@@ -184,7 +197,9 @@ fn scan(
             }
         }
     }
+    // What is left of a commit that never was is nobody's: the next epoch begins before it.
     if !whole {
+        scan.end = next;
         scan.state = None;
     }
     Ok(scan)

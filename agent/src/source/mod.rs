@@ -11,6 +11,7 @@ pub mod mqtt;
 pub mod serial;
 #[cfg(test)]
 pub(crate) mod testing;
+mod window;
 
 use std::{fmt, path::PathBuf, pin::Pin, sync::Arc};
 
@@ -27,6 +28,16 @@ use crate::{
     tls,
 };
 use metrics::{SourceCounters, SourceHealth, SourceWatch};
+
+/// What `future` is at once, if it is; for drivers of the simulation, which wait for nothing.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn ready<F: Future>(future: F) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
+}
 
 /// A running source.
 pub type SourceFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -45,7 +56,7 @@ pub trait Source: Send {
 pub struct SourceContext {
     /// Where records go and acknowledgements come from.
     pub intake: Intake,
-    /// What the source has noted in its lives before ([`Intake::note`]).
+    /// What the source has noted in its lives before ([`Intake::notes`]).
     pub remembered: Remembered,
     /// Time.
     pub clock: Arc<dyn Clock>,

@@ -45,6 +45,8 @@ struct Disk {
     fault: Option<(u32, Fault)>,
     /// Fails every call.
     standing_fault: Option<Fault>,
+    /// The process dies at the call after so many more.
+    dies_after: Option<u32>,
     capacity_bytes: Option<u64>,
     crashes: u64,
 }
@@ -57,6 +59,11 @@ impl Disk {
     }
 
     fn check(&mut self, epoch: EpochId, action: &str) -> Result<(), StoreError> {
+        match &mut self.dies_after {
+            Some(0) => return Err(StoreError::HandleDead { epoch, reason: "the process is dead".into() }),
+            Some(calls) => *calls -= 1,
+            None => {}
+        }
         let fault = match &mut self.fault {
             Some((0, _)) => self.fault.take().map(|(_, fault)| fault),
             Some((calls, _)) => {
@@ -109,6 +116,7 @@ impl SimulatedDisk {
     pub fn crash(&self, keep: usize) {
         let mut disk = self.lock();
         disk.crashes += 1;
+        disk.dies_after = None;
         for epoch in disk.epochs.values_mut() {
             let kept = epoch.durable.saturating_add(keep).min(epoch.entries.len());
             epoch.entries.truncate(kept);
@@ -123,6 +131,17 @@ impl SimulatedDisk {
     /// Fails every call of the store from now on, as a dying disk does, until told otherwise. Reads and listings do not fail.
     pub fn fail_always(&self, fault: Option<Fault>) {
         self.lock().standing_fault = fault;
+    }
+
+    /// Lets the process die in the call of the store after so many more: that and all later ones do nothing, until
+    /// [`crash`](Self::crash). Reads and listings are not counted.
+    pub fn die_after(&self, calls: u32) {
+        self.lock().dies_after = Some(calls);
+    }
+
+    /// Whether the process has died as asked.
+    pub fn is_dead(&self) -> bool {
+        self.lock().dies_after == Some(0)
     }
 
     /// Lets every call hang, as a dying disk does, until what is returned is dropped.

@@ -24,6 +24,37 @@ fn notes_are_in_the_last_entry_of_what_they_came_with() {
     assert_eq!(last.notes().len(), 1);
 }
 
+/// Else a crash between two entries would leave a record of which nobody knows that it is there, and which comes again.
+#[test]
+fn what_a_crash_left_of_a_commit_is_as_if_it_had_never_come() {
+    let disk = SimulatedDisk::new();
+    let options = LogOptions { group_bytes: 1024, ..LogOptions::default() };
+    let open = || Log::open(Box::new(disk.open()), options.clone(), metrics()).unwrap();
+    let (mut log, _) = open();
+    log.append_noting(vec![batch("vehicle", 0, 0..10)], vec![note("s", "k", Some(b"10"))]);
+    log.sync().unwrap();
+    log.append_noting(vec![batch("vehicle", 0, 10..100)], vec![note("s", "k", Some(b"100"))]);
+    let parts = log.pending.len();
+    assert!(parts > 3);
+    // All but the last part.
+    disk.die_after(u32::try_from(parts - 1).unwrap());
+    let end = log.end();
+    log.sync().expect_err("the process is dead");
+    drop(log);
+    disk.crash(usize::MAX);
+    let (mut log, recovery) = open();
+    assert_eq!(remembered(&recovery, "s"), [("k".into(), b"10".to_vec())]);
+    assert_eq!((recovery.damaged_entries, recovery.skipped), (0, false));
+    assert_eq!((recovery.end, recovery.entries_scanned), (end, end.0 + parts as u64 - 1));
+    log.append_noting(vec![batch("vehicle", 0, 10..20)], vec![note("s", "k", Some(b"20"))]);
+    log.sync().unwrap();
+    let outcome = log.read(EntrySeq(0), 1 << 20).unwrap();
+    assert_eq!(outcome.lost, []);
+    let records: usize = outcome.groups.iter().flat_map(|g| &g.batches).map(|b| b.records.len()).sum();
+    assert_eq!(records, 20);
+    assert_eq!(remembered(&open().1, "s"), [("k".into(), b"20".to_vec())]);
+}
+
 #[test]
 fn notes_survive_epochs_and_restarts_until_they_are_forgotten() {
     let disk = SimulatedDisk::new();

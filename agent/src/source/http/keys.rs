@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::Stored;
 use crate::{
-    log::{CRC_32C, Remembered},
+    log::{CRC_32C, Change, Remembered},
     record::{PartitionId, StreamName},
 };
 
@@ -26,9 +26,6 @@ const KEYS_BYTES_MAX: usize = 512 * 1024;
 const KEY_FIXED_BYTES: usize = 200;
 
 const KIND: u8 = b'k';
-
-/// What a note is to say: its key, and its value or that it goes.
-type Change = (Box<[u8]>, Option<Box<[u8]>>);
 
 /// A key of a stream, as it is noted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -340,7 +340,7 @@ impl Source {
         records.iter().for_each(|record| self.context.counters.record(record));
         let changes = key.as_ref().map(|key| self.keys.begin(key, body, &partitions)).unwrap_or_default();
         // A request of so many records that its note is too large is remembered until a restart.
-        let notes = changes.into_iter().filter_map(|(key, value)| intake.note(key, value).ok()).collect();
+        let notes = intake.notes(changes);
         let (ticket, places) = intake.submit_asking(room, records, notes)?;
         let request = Submitted::Records { partitions, places, flaws, key, at };
         self.waiting.push(ticket, Waiting { request, answer });

@@ -78,7 +78,6 @@ use crate::{
     env::Monotonic,
     intake::{Acknowledgement, IntakeClosed, Places, Reservation, Ticket, Unacknowledged},
     kept::Kept,
-    log::NOTE_BYTES_MAX,
     tls::session::Session,
 };
 
@@ -464,10 +463,7 @@ impl Server {
     /// Adds to the group what is to be remembered once it is durable.
     fn note(&mut self, now: Monotonic) {
         let Stage { intake, group, .. } = &mut self.stage;
-        for (key, value) in self.broker.changes(now) {
-            // What is too large is forgotten: better than what was before.
-            let value = value.filter(|value| key.len() + value.len() <= NOTE_BYTES_MAX);
-            let Ok(note) = intake.note(key, value) else { continue };
+        for note in intake.notes(self.broker.changes(now)) {
             group.size_bytes += note.size_bytes();
             group.notes.push(note);
         }

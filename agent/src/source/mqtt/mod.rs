@@ -11,10 +11,10 @@
 //! # Rules
 //! * **Acknowledgement**: PUBACK and PUBREC leave in PUBLISH order, only for what an
 //!   [`Acknowledgement`](crate::intake::Acknowledgement) covers, and only on the connection that brought the message.
-//! * **Repetition**: what a broken connection leaves unanswered comes again with the DUP flag. It is held back if its
-//!   packet id, topic and payload are those of a message that was handed on and whose id the broker cannot have reused:
-//!   the session is the same, and we sent no PUBACK, or for QoS 2 saw no PUBREL. This lasts as long as the process: after
-//!   a crash of the agent a repetition is a second record, and the device's own sequence number tells them apart.
+//! * **Repetition**: what a broken connection leaves unanswered comes again with the DUP flag, before anything new. It is
+//!   held back if its packet id, topic and payload are those of a message of this session that was handed on and for which
+//!   the broker may have no PUBACK, or for QoS 2 sent no PUBREL. What the log has of them is noted in it ([`memory`]), so
+//!   that this holds after a crash of the agent too. A session that the broker has lost begins with nothing.
 //! * **Back-pressure**: what one read brought is one submission. While the intake has no room for it, nothing is read:
 //!   TCP holds the broker back, and the broker queues by its own rules, which for QoS 0 is to drop. Acknowledgements and
 //!   pings go on leaving meanwhile, and the missing answer to a ping is nobody's fault.
@@ -24,14 +24,18 @@
 //!   seen to wait for an answer.
 //! * **Pace**: while messages come faster than one per 5 ms, the socket is read every 2 ms and not for each of them.
 //! * **Brokers** are tried in turn after a failed attempt; a broker that was lost is tried first again, since it has the
-//!   session.
+//!   session, also after a restart of the agent.
 //! * **Shutdown**: read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
 //!   The session stays at the broker.
 
+mod answered;
 mod connection;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod memory;
 mod session;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -44,6 +48,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     connection::{Connection, ConnectionError, Exchanged},
+    memory::Memory,
     session::{Answer, Arrival, Deliveries, KeepAlive, Subscriptions},
     wire::{Packet, Publish},
 };
@@ -54,6 +59,7 @@ use crate::{
     env::Monotonic,
     gap::Gap,
     intake::{self, IntakeClosed, Reservation},
+    log::Note,
     record::{Received, Record},
 };
 
@@ -107,13 +113,20 @@ pub async fn run(config: MqttSource, record_bytes_max: usize, context: SourceCon
             return;
         }
     };
+    let memory = Memory::restore(&context.remembered);
+    let session = memory.session(&config.client_id).and_then(|(broker, window)| {
+        let at = config.brokers.iter().position(|known| address(known) == broker)?;
+        Some((at, window))
+    });
+    let (session_at, window) = session.unzip();
     let source = Source {
-        deliveries: Deliveries::new(config.receive_maximum),
+        deliveries: Deliveries::new(config.receive_maximum, window.unwrap_or_default()),
         subscriptions: Subscriptions::new(config.routes.iter().map(|route| route.topic_filter.as_str())),
         reconnect: Backoff::new(config.reconnect),
         resubscribe: Backoff::new(RESUBSCRIBE),
         causes: vec![String::new(); config.brokers.len()],
-        session_at: None,
+        session_at,
+        memory,
         group: Group::default(),
         config,
         router,
@@ -148,6 +161,20 @@ impl From<IntakeClosed> for Ended {
 struct Group {
     records: Vec<Record>,
     answers: Vec<Answer>,
+    /// What is to be remembered once the records are durable.
+    notes: Vec<Note>,
+}
+
+impl Group {
+    /// Whether there is nothing to submit.
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.notes.is_empty()
+    }
+
+    /// Bytes of what is to be submitted.
+    fn size_bytes(&self) -> usize {
+        intake::size_bytes(&self.records) + self.notes.iter().map(Note::size_bytes).sum::<usize>()
+    }
 }
 
 /// Room for the group that waits, if one does.
@@ -165,12 +192,13 @@ struct Source {
     causes: Vec<String>,
     /// The broker that has the session of the last connection.
     session_at: Option<usize>,
+    memory: Memory,
     group: Group,
 }
 
 impl Source {
     async fn run(mut self) {
-        let mut broker = 0;
+        let mut broker = self.session_at.unwrap_or(0);
         let mut shutdown = self.context.shutdown.clone();
         loop {
             let opened = tokio::select! {
@@ -183,6 +211,8 @@ impl Source {
                     let since = self.context.clock.monotonic();
                     let ended = self.serve(connection, broker).await;
                     self.disconnected();
+                    // What it answered may not have arrived.
+                    self.note();
                     self.reconnect.lived(since, self.context.clock.monotonic());
                     match ended {
                         Ended::ForGood => break,
@@ -333,7 +363,10 @@ impl Source {
                 );
             }
         }
-        self.session_at = Some(broker);
+        let begins_anew = self.session_at.replace(broker).is_some() && !same_session;
+        if begins_anew {
+            self.note();
+        }
         if let Some(granted_s) = ack.session_expiry_s.filter(|s| *s < self.config.session_expiry_s) {
             warn!(
                 source = self.config.name,
@@ -377,8 +410,15 @@ impl Source {
     }
 
     fn address(&self, broker: usize) -> String {
-        let broker = &self.config.brokers[broker];
-        format!("{}:{}", broker.host, broker.port)
+        address(&self.config.brokers[broker])
+    }
+
+    /// Adds to the group what is to be remembered of the session once it is durable.
+    fn note(&mut self) {
+        let Some(broker) = self.session_at else { return };
+        let window = self.deliveries.window(&self.group.answers);
+        let changes = self.memory.changes(&self.config.client_id, &self.address(broker), &window);
+        self.group.notes.extend(self.context.intake.notes(changes));
     }
 
     /// Takes the packets that have arrived whole. Messages become the group, and `room` the wait for its place.
@@ -426,12 +466,13 @@ impl Source {
         };
         // What came before an error counts.
         if !self.group.records.is_empty() {
-            match self.context.intake.try_reserve(intake::size_bytes(&self.group.records)) {
+            self.note();
+        }
+        if !self.group.is_empty() {
+            let size_bytes = self.group.size_bytes();
+            match self.context.intake.try_reserve(size_bytes) {
                 Some(reservation) => self.submit(reservation)?,
-                None => {
-                    *room =
-                        Some(Box::pin(self.context.intake.reserve(intake::size_bytes(&self.group.records))))
-                }
+                None => *room = Some(Box::pin(self.context.intake.reserve(size_bytes))),
             }
         } else if !self.group.answers.is_empty() {
             self.deliveries.submitted(None, self.group.answers.drain(..));
@@ -473,20 +514,20 @@ impl Source {
     }
 
     fn submit(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
-        let records = std::mem::take(&mut self.group.records);
-        let ticket = self.context.intake.submit_reserved(reservation, records)?;
-        self.deliveries.submitted(Some(ticket), self.group.answers.drain(..));
+        let Group { records, answers, notes } = std::mem::take(&mut self.group);
+        let ticket = self.context.intake.submit_noting(reservation, records, notes)?;
+        self.deliveries.submitted(Some(ticket), answers);
         self.count_unacknowledged();
         Ok(())
     }
 
     /// Submits what a lost connection left in the group; it is answered when the broker sends it again.
     async fn submit_rest(&mut self) -> Result<(), IntakeClosed> {
-        if self.group.records.is_empty() {
+        if self.group.is_empty() {
             self.group.answers.clear();
             return Ok(());
         }
-        let reservation = self.context.intake.reserve(intake::size_bytes(&self.group.records)).await?;
+        let reservation = self.context.intake.reserve(self.group.size_bytes()).await?;
         self.submit(reservation)?;
         self.disconnected();
         Ok(())
@@ -497,6 +538,14 @@ impl Source {
         connection.writer.disconnect();
         if !matches!(timeout(DRAIN_TIMEOUT, connection.flush()).await, Ok(Ok(()))) {
             debug!(source = self.config.name, "the broker did not wait for DISCONNECT");
+        } else {
+            // No next message comes: what was answered is noted now. A pipeline that has ended keeps what was noted before.
+            self.note();
+            if !self.group.is_empty()
+                && let Some(reservation) = self.context.intake.try_reserve(self.group.size_bytes())
+            {
+                let _ = self.submit(reservation);
+            }
         }
         info!(source = self.config.name, unacknowledged = self.deliveries.unacknowledged(), "disconnected");
     }
@@ -505,6 +554,10 @@ impl Source {
         let count = i64::try_from(self.deliveries.unacknowledged()).unwrap_or(i64::MAX);
         self.context.counters.unacknowledged.set(count);
     }
+}
+
+fn address(broker: &Broker) -> String {
+    format!("{}:{}", broker.host, broker.port)
 }
 
 /// Waits for ever if there is nothing to wait for.

@@ -1,17 +1,18 @@
 //! What the source decides, without sockets: which messages are new, in which order they are answered, when to ask for
 //! an early commit, what to subscribe to, when to ping.
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    time::Duration,
-};
+use std::time::Duration;
 
-use super::wire::{Publish, Writer};
+use super::{
+    answered::Answered,
+    wire::{Publish, Writer},
+};
 use crate::{
     config::Qos,
     env::Monotonic,
     intake::{Acknowledgement, Ticket, Unacknowledged},
+    log::CRC_32C,
+    source::window::Window,
 };
 
 /// Unacknowledged messages at which a broker with MQTT 3.1.1 may hold back: Mosquitto's `max_inflight_messages`.
@@ -28,21 +29,7 @@ const HELD_BACK_AFTER: Duration = Duration::from_millis(10);
 pub(super) struct Answer {
     packet_id: u16,
     qos: Qos,
-    digest: u64,
-}
-
-impl Answer {
-    fn write(self, known: &mut BTreeMap<u16, u64>, unreleased: &mut usize, writer: &mut Writer) {
-        match self.qos {
-            Qos::AtMostOnce => {}
-            Qos::AtLeastOnce => writer.puback(self.packet_id),
-            Qos::ExactlyOnce => {
-                writer.pubrec(self.packet_id);
-                known.insert(self.packet_id, self.digest);
-                *unreleased += 1;
-            }
-        }
-    }
+    digest: u32,
 }
 
 /// Whether a message must be handed on.
@@ -50,7 +37,7 @@ impl Answer {
 pub(super) enum Arrival {
     /// Yes; and answer it, unless it has QoS 0.
     New(Option<Answer>),
-    /// No, it was handed on before the connection broke; only answer it.
+    /// No, it was handed on before; only answer it.
     Known(Answer),
 }
 
@@ -60,11 +47,12 @@ pub(super) struct Deliveries {
     receive_maximum: usize,
     /// To be answered on this connection, in PUBLISH order.
     waiting: Unacknowledged<Answer>,
-    /// Ids that the broker cannot have given to another message meanwhile, with the digest of theirs: taken over a
-    /// connection that broke before the answer, or QoS 2 whose PUBREL is outstanding.
-    known: BTreeMap<u16, u64>,
     /// QoS 2 messages of this connection whose PUBREL is outstanding: they count against the broker's limit.
-    unreleased: usize,
+    unreleased: Window,
+    /// QoS 1 messages of this connection that were answered: the broker may not have read it.
+    answered: Answered,
+    /// What the connections before, or a life before, left of these three.
+    before: Window,
     /// Most in flight since the broker last held back: its limit is taken to be no lower.
     peak: usize,
     last_ticket: Ticket,
@@ -74,13 +62,14 @@ pub(super) struct Deliveries {
 }
 
 impl Deliveries {
-    /// Nothing in flight. `receive_maximum` as sent in CONNECT.
-    pub(super) fn new(receive_maximum: u16) -> Self {
+    /// Nothing in flight but what a life before noted as its [`window`](Self::window). `receive_maximum` as sent in CONNECT.
+    pub(super) fn new(receive_maximum: u16, before: Window) -> Self {
         Self {
             receive_maximum: usize::from(receive_maximum),
             waiting: Unacknowledged::default(),
-            known: BTreeMap::new(),
-            unreleased: 0,
+            unreleased: Window::new(),
+            answered: Answered::new(receive_maximum.into()),
+            before,
             peak: 0,
             last_ticket: Ticket::default(),
             last_acknowledgement: None,
@@ -91,17 +80,17 @@ impl Deliveries {
 
     /// The connection is gone: its packet ids must not be answered on another.
     pub(super) fn disconnected(&mut self) {
-        for answer in self.waiting.abandon() {
-            self.known.insert(answer.packet_id, answer.digest);
-        }
-        self.unreleased = 0;
+        self.before.append(&mut self.answered.take());
+        self.before.append(&mut self.unreleased);
+        self.before.extend(self.waiting.abandon().map(|answer| (answer.packet_id, answer.digest)));
         self.peak = 0;
         self.urged = false;
     }
 
     /// The broker has no session of ours, or it is another broker: its packet ids mean new messages.
     pub(super) fn session_lost(&mut self) {
-        self.known.clear();
+        self.before.clear();
+        self.answered = Answered::new(self.receive_maximum);
     }
 
     /// Judges a message. Called in PUBLISH order; the answers go back to [`Deliveries::submitted`] in that order.
@@ -113,11 +102,19 @@ impl Deliveries {
         let packet_id = publish.packet_id;
         let digest = digest(publish);
         let answer = Answer { packet_id, qos: publish.qos, digest };
+        if !publish.dup {
+            // What was to come again comes before all else (MQTT-4.4.0-1, MQTT-4.6.0-1): this session's has come.
+            self.before.clear();
+            self.answered.is_given_anew(packet_id);
+            return Arrival::New(Some(answer));
+        }
         // The id alone proves nothing if the broker went back to an old state of its own: only a message that claims to
         // be a repetition and is equal to the one handed on is held back.
-        match self.known.remove(&packet_id) {
-            Some(known) if publish.dup && known == digest => Arrival::Known(answer),
-            _ => Arrival::New(Some(answer)),
+        let seen = [self.before.remove(&packet_id), self.answered.get(packet_id)];
+        if seen.contains(&Some(digest)) || self.unreleased.get(&packet_id) == Some(&digest) {
+            Arrival::Known(answer)
+        } else {
+            Arrival::New(Some(answer))
         }
     }
 
@@ -131,6 +128,15 @@ impl Deliveries {
         self.urged = false;
     }
 
+    /// What must be known as stored after a crash once `taken`, which is not submitted yet, is: what has no answer, or has one
+    /// of the last acknowledgement, which may not have reached the broker.
+    pub(super) fn window(&self, taken: &[Answer]) -> Window {
+        let unanswered = self.waiting.iter().chain(taken).map(|answer| (answer.packet_id, answer.digest));
+        let known =
+            self.before.iter().chain(&self.unreleased).map(|(packet_id, digest)| (*packet_id, *digest));
+        known.chain(self.answered.latest()).chain(unanswered).collect()
+    }
+
     /// Answers what `acknowledgement` covers.
     pub(super) fn acknowledged(
         &mut self,
@@ -142,24 +148,30 @@ impl Deliveries {
             self.peak = self.in_flight();
         }
         self.last_acknowledgement = Some(acknowledgement);
+        self.answered.begin();
         self.answer(writer);
     }
 
     /// Answers what is covered by acknowledgements that have already come.
     pub(super) fn answer(&mut self, writer: &mut Writer) {
-        match self.last_acknowledgement {
-            Some(acknowledgement) => {
-                for answer in self.waiting.release(acknowledgement) {
-                    answer.write(&mut self.known, &mut self.unreleased, writer);
+        let due: Vec<Answer> = match self.last_acknowledgement {
+            Some(acknowledgement) => self.waiting.release(acknowledgement).collect(),
+            // Nothing was ever submitted: what waits was stored in a life before.
+            None if self.last_ticket == Ticket::default() => self.waiting.abandon().collect(),
+            None => return,
+        };
+        for Answer { packet_id, qos, digest } in due {
+            match qos {
+                Qos::AtMostOnce => {}
+                Qos::AtLeastOnce => {
+                    writer.puback(packet_id);
+                    self.answered.push(packet_id, digest);
+                }
+                Qos::ExactlyOnce => {
+                    writer.pubrec(packet_id);
+                    self.unreleased.insert(packet_id, digest);
                 }
             }
-            // Nothing was ever submitted: what waits is about messages that were dropped.
-            None if self.last_ticket == Ticket::default() => {
-                for answer in self.waiting.abandon() {
-                    answer.write(&mut self.known, &mut self.unreleased, writer);
-                }
-            }
-            None => {}
         }
     }
 
@@ -167,9 +179,8 @@ impl Deliveries {
     /// would else ask for ever.
     pub(super) fn release(&mut self, now: Monotonic, packet_id: u16, writer: &mut Writer) {
         self.arrived_at = now;
-        if self.known.remove(&packet_id).is_some() {
-            self.unreleased = self.unreleased.saturating_sub(1);
-        }
+        self.unreleased.remove(&packet_id);
+        self.before.remove(&packet_id);
         writer.pubcomp(packet_id);
     }
 
@@ -196,15 +207,18 @@ impl Deliveries {
     }
 
     fn in_flight(&self) -> usize {
-        self.waiting.len() + self.unreleased
+        self.waiting.len() + self.unreleased.len()
     }
 }
 
-fn digest(publish: &Publish) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    publish.topic.hash(&mut hasher);
-    publish.payload.hash(&mut hasher);
-    hasher.finish()
+/// CRC-32C of topic and payload.
+fn digest(publish: &Publish) -> u32 {
+    let mut digest = CRC_32C.digest();
+    digest.update(&publish.topic);
+    // No topic has it.
+    digest.update(&[0xff]);
+    digest.update(&publish.payload);
+    digest.finalize()
 }
 
 /// A filter that the broker does not grant as asked.
@@ -355,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_falls_silent_at_its_limit_is_answered_early() {
-        let mut deliveries = Deliveries::new(2048);
+        let mut deliveries = Deliveries::new(2048, Window::new());
         take(&mut deliveries, at(0), 1, 19);
         assert_eq!(deliveries.urge_at(), None, "no broker has so low a limit");
         take(&mut deliveries, at(10), 2, 1);
@@ -370,7 +384,7 @@ mod tests {
             let acknowledgement = Acknowledgement::for_test(Ticket(ticket));
             deliveries.acknowledged(now, acknowledgement, &mut Writer::new(MqttVersion::V3));
         };
-        let mut deliveries = Deliveries::new(2048);
+        let mut deliveries = Deliveries::new(2048, Window::new());
         take(&mut deliveries, at(0), 1, 50);
         acknowledge(&mut deliveries, at(1), 1);
         take(&mut deliveries, at(10), 2, 30);
@@ -382,14 +396,14 @@ mod tests {
 
     #[test]
     fn at_receive_maximum_there_is_nothing_to_wait_for() {
-        let mut deliveries = Deliveries::new(5);
+        let mut deliveries = Deliveries::new(5, Window::new());
         take(&mut deliveries, at(7), 1, 5);
         assert_eq!(deliveries.urge_at(), Some(at(7)));
     }
 
     #[test]
     fn an_acknowledgement_of_an_old_connection_answers_nothing_on_a_new_one() {
-        let mut deliveries = Deliveries::new(100);
+        let mut deliveries = Deliveries::new(100, Window::new());
         take(&mut deliveries, at(0), 1, 3);
         deliveries.disconnected();
         let mut writer = Writer::new(MqttVersion::V3);

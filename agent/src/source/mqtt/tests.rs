@@ -2,6 +2,7 @@
 
 mod played;
 mod real;
+mod restarts;
 mod secure;
 
 use std::{sync::LazyLock, time::Duration};
@@ -9,8 +10,9 @@ use std::{sync::LazyLock, time::Duration};
 use super::*;
 use crate::{
     config::{Backoff, Broker, MqttTls, MqttVersion, Qos, Route, RouteDecode, Value},
+    log::Remembered,
     record::{StreamName, header},
-    source::testing::FakePipeline,
+    source::{testing::FakePipeline, window::Window},
 };
 
 const INTAKE_BYTES: usize = 1 << 20;
@@ -45,5 +47,10 @@ fn config(version: MqttVersion, qos: Qos, ports: &[u16]) -> MqttSource {
 }
 
 fn start(config: MqttSource) -> FakePipeline {
-    FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
+    start_again(config, Remembered::new())
+}
+
+/// As `start`, after a life that noted `remembered`.
+fn start_again(config: MqttSource, remembered: Remembered) -> FakePipeline {
+    FakePipeline::start_again(INTAKE_BYTES, remembered, |context| run(config, RECORD_BYTES_MAX, context))
 }

@@ -5,6 +5,7 @@ use bytes::BytesMut;
 use crate::{
     env::Monotonic,
     intake::{Acknowledgement, Ticket},
+    log::Change,
     record::{Received, Record},
     source::metrics::SourceCounters,
 };
@@ -16,6 +17,15 @@ pub(super) struct Now {
     pub(super) monotonic: Monotonic,
     /// For labels.
     pub(super) received: Received,
+}
+
+/// What frames have become.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    /// Their records.
+    pub(super) records: Vec<Record>,
+    /// What is to be remembered once these are durable.
+    pub(super) changes: Vec<Change>,
 }
 
 /// One protocol on one port: bytes and the time go in, records, bytes and a deadline come out. It outlives the port's
@@ -30,9 +40,9 @@ pub(super) trait Line: Send {
     /// When to call [`Line::expire`] or [`Line::transmit`] even if nothing comes.
     fn next_deadline(&self) -> Option<Monotonic>;
 
-    /// Takes out the records that have come and were not taken yet, as one submission; empty if there are none. Until
+    /// Takes out what has come and was not taken yet, as one submission; without records if there are none. Until
     /// [`Line::submitted`] was called for it, it is not called again.
-    fn take(&mut self) -> Vec<Record>;
+    fn take(&mut self) -> Frames;
 
     /// What was taken last has `ticket`.
     fn submitted(&mut self, ticket: Ticket);

@@ -3,6 +3,8 @@
 //! # Rules
 //! * **Coming and going**: a port that cannot be opened, or ends, is opened again by its path after a jittered delay. The
 //!   link's state outlives the port: a cable that was out for a minute costs no reading and repeats none.
+//! * **Repetition**: a device sends again what it has no ACK for. What is stored of each is noted in the log ([`devices`]), so that
+//!   it is acknowledged and not stored again, also after a crash of the agent.
 //! * **Acknowledgement**: the link's ACK tells a device only what an
 //!   [`Acknowledgement`](crate::intake::Acknowledgement) covers. All frames that are due leave in one write.
 //! * **Back-pressure**: while the intake has no room, devices of the link protocol get no credit and keep their readings;
@@ -11,10 +13,13 @@
 //! * **Noise** costs its port alone: rejected frames are counted by reason, and logged once a minute.
 //! * **Shutdown**: read no more, wait for the acknowledgements of what was taken (at most 5 s), send them.
 
+mod devices;
 mod line;
 mod native;
 mod nmea;
 mod reach;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +36,7 @@ use wayside_protocol::link::ACK_DELAY_US;
 
 pub use self::reach::reach;
 use self::{
-    line::{Line, Now},
+    line::{Frames, Line, Now},
     native::{NativeConfig, NativeLine},
     nmea::NmeaLine,
 };
@@ -41,6 +46,7 @@ use crate::{
     decode::nmea::NmeaRoute,
     env::Monotonic,
     intake::{self, IntakeClosed, Reservation},
+    log::Note,
     record::Record,
 };
 
@@ -67,12 +73,15 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub async fn run(config: SerialSource, record_bytes_max: usize, context: SourceContext) {
     let port = config.path.display().to_string();
     let line: Box<dyn Line> = match &config.protocol {
-        SerialProtocol::Native => Box::new(NativeLine::new(NativeConfig {
-            source: config.name.clone(),
-            port: port.clone(),
-            value: config.value,
-            record_bytes_max,
-        })),
+        SerialProtocol::Native => Box::new(NativeLine::new(
+            NativeConfig {
+                source: config.name.clone(),
+                port: port.clone(),
+                value: config.value,
+                record_bytes_max,
+            },
+            &context.remembered,
+        )),
         SerialProtocol::Nmea { stream, raw_stream, device } => Box::new(NmeaLine::new(NmeaRoute {
             port: port.clone().into(),
             stream: stream.clone(),
@@ -129,9 +138,10 @@ impl From<IntakeClosed> for Ended {
     }
 }
 
-/// Records that wait for room, and the wait.
+/// What waits for room, and the wait.
 struct Waiting {
     records: Vec<Record>,
+    notes: Vec<Note>,
     reservation: Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>> + Send>>,
 }
 
@@ -310,29 +320,36 @@ impl Source {
         if self.room.is_some() {
             return Ok(());
         }
-        let records = self.line.take();
+        let Frames { records, changes } = self.line.take();
         if records.is_empty() {
             return Ok(());
         }
-        if let Some(reservation) = self.context.intake.try_reserve(intake::size_bytes(&records)) {
-            return self.submit(reservation, records);
+        let notes = self.context.intake.notes(changes);
+        let size_bytes = intake::size_bytes(&records) + notes.iter().map(Note::size_bytes).sum::<usize>();
+        if let Some(reservation) = self.context.intake.try_reserve(size_bytes) {
+            return self.submit(reservation, records, notes);
         }
-        let reservation = Box::pin(self.context.intake.reserve(intake::size_bytes(&records)));
-        self.room = Some(Waiting { records, reservation });
+        let reservation = Box::pin(self.context.intake.reserve(size_bytes));
+        self.room = Some(Waiting { records, notes, reservation });
         Ok(())
     }
 
     /// Submits what had to wait.
     fn submit_waiting(&mut self, reservation: Reservation) -> Result<(), IntakeClosed> {
         match self.room.take() {
-            Some(waiting) => self.submit(reservation, waiting.records),
+            Some(waiting) => self.submit(reservation, waiting.records, waiting.notes),
             None => Ok(()),
         }
     }
 
-    fn submit(&mut self, reservation: Reservation, records: Vec<Record>) -> Result<(), IntakeClosed> {
+    fn submit(
+        &mut self,
+        reservation: Reservation,
+        records: Vec<Record>,
+        notes: Vec<Note>,
+    ) -> Result<(), IntakeClosed> {
         records.iter().for_each(|record| self.context.counters.record(record));
-        let ticket = self.context.intake.submit_reserved(reservation, records)?;
+        let ticket = self.context.intake.submit_noting(reservation, records, notes)?;
         self.line.submitted(ticket);
         Ok(())
     }

@@ -1,9 +1,4 @@
-//! The link protocol on a port: readings are acknowledged when they are committed.
-//!
-//! What is committed is remembered per device for as long as the process runs. After a restart of the agent a device begins
-//! with the oldest reading that it keeps, and what it sends again is told apart by `wayside.boot` and its sequence number.
-
-use std::collections::BTreeMap;
+//! The link protocol on a port: readings are acknowledged when they are committed, and stored once.
 
 use bytes::{Bytes, BytesMut};
 use tracing::{debug, info, warn};
@@ -13,11 +8,15 @@ use wayside_protocol::{
     link::{
         TO_DEVICE_LEN_MAX,
         gateway::{Counters, Data, DeviceInfo, Event, Gateway, Lost},
+        is_before,
     },
     payload::CATALOG_HASH,
 };
 
-use super::line::{Line, Now};
+use super::{
+    devices::Devices,
+    line::{Frames, Line, Now},
+};
 use crate::{
     config::Value,
     decode::{
@@ -27,12 +26,10 @@ use crate::{
     env::Monotonic,
     gap::Gap,
     intake::{Acknowledgement, Ticket, Unacknowledged},
+    log::Remembered,
     record::{ClockQuality, Record, UnixMicros},
     source::metrics::SourceCounters,
 };
-
-/// Devices remembered. Those beyond are served as if the agent had just started.
-const DEVICES_MAX: usize = 256;
 
 /// Up to here `(uid, boot)` may be told that it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +37,6 @@ struct Answer {
     uid: u64,
     boot: u32,
     through: u32,
-}
-
-/// What is known of the last boot of a device.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    boot: u32,
-    delivered: u32,
-    committed: Option<u32>,
 }
 
 /// Where the records of a port come from and go to.
@@ -79,16 +68,16 @@ struct Queue {
     records: Vec<Record>,
     answers: Vec<Answer>,
     greetings: Vec<DeviceInfo>,
-    progress: BTreeMap<u64, Progress>,
+    devices: Devices,
 }
 
 impl NativeLine {
-    /// At the start of a line.
-    pub(super) fn new(config: NativeConfig) -> Self {
+    /// At the start of a line, with what a life before has noted.
+    pub(super) fn new(config: NativeConfig, remembered: &Remembered) -> Self {
         Self {
             config,
             gateway: Box::new(Gateway::new()),
-            queue: Queue::default(),
+            queue: Queue { devices: Devices::restore(remembered), ..Queue::default() },
             taken: Vec::new(),
             waiting: Unacknowledged::default(),
             last_ticket: Ticket::default(),
@@ -99,22 +88,24 @@ impl NativeLine {
     /// Lets a device begin, as far as the answer is known.
     fn greet(&mut self, device: &DeviceInfo) {
         let DeviceInfo { uid, boot, .. } = *device;
-        let next_seq = match self.queue.progress.get(&uid) {
+        let next_seq = match self.queue.devices.get(uid) {
             None => None,
             // With nothing dropped in this boot, what comes before the oldest reading it has was acknowledged elsewhere.
             Some(known) if known.boot != boot => (device.lost > 0).then_some(0),
             // Some of it is on its way to the disk: the device greets again.
             Some(known) if known.committed != Some(known.delivered) => return,
-            Some(known) => Some(known.delivered.wrapping_add(1)),
+            Some(known) => {
+                let next_seq = known.delivered.wrapping_add(1);
+                let elsewhere = device.lost == 0 && is_before(next_seq, device.oldest_unacked);
+                (!elsewhere).then_some(next_seq)
+            }
         };
         self.gateway.accept(uid, boot, next_seq);
     }
 
     fn commit(&mut self, now: Now, answer: Answer) {
         let Answer { uid, boot, through } = answer;
-        if let Some(progress) = self.queue.progress.get_mut(&uid).filter(|p| p.boot == boot) {
-            progress.committed = Some(through);
-        }
+        self.queue.devices.committed(uid, boot, through);
         self.gateway.committed(now.monotonic.as_micros(), uid, boot, through);
     }
 
@@ -192,15 +183,7 @@ impl Queue {
             Some(answer) => answer.through = through,
             None => self.answers.push(Answer { uid, boot, through }),
         }
-        if self.progress.len() >= DEVICES_MAX && !self.progress.contains_key(&uid) {
-            return;
-        }
-        let progress =
-            self.progress.entry(uid).or_insert(Progress { boot, delivered: through, committed: None });
-        if progress.boot != boot {
-            *progress = Progress { boot, delivered: through, committed: None };
-        }
-        progress.delivered = through;
+        self.devices.delivered(uid, boot, through);
     }
 }
 
@@ -226,12 +209,13 @@ impl Line for NativeLine {
         Some(Monotonic::from_start(std::time::Duration::from_micros(at_us)))
     }
 
-    fn take(&mut self) -> Vec<Record> {
+    fn take(&mut self) -> Frames {
         if self.queue.records.is_empty() {
-            return Vec::new();
+            return Frames::default();
         }
         self.taken = std::mem::take(&mut self.queue.answers);
-        std::mem::take(&mut self.queue.records)
+        let records = std::mem::take(&mut self.queue.records);
+        Frames { records, changes: self.queue.devices.changes() }
     }
 
     fn submitted(&mut self, ticket: Ticket) {

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::line::{Line, Now};
+use super::line::{Frames, Line, Now};
 use crate::{
     decode::nmea::{FramerCounters, NmeaDecoder, NmeaRoute},
     env::Monotonic,
@@ -64,9 +64,9 @@ impl Line for NmeaLine {
         self.decoder.next_deadline()
     }
 
-    fn take(&mut self) -> Vec<Record> {
+    fn take(&mut self) -> Frames {
         self.queue_bytes = 0;
-        std::mem::take(&mut self.queue)
+        Frames { records: std::mem::take(&mut self.queue), changes: Vec::new() }
     }
 
     fn submitted(&mut self, _: Ticket) {}

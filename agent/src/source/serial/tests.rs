@@ -2,6 +2,9 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests of ports run in real time")]
 
+mod garbage;
+mod restarts;
+
 use std::{
     fs::{self, Permissions},
     os::{
@@ -27,11 +30,9 @@ use wayside_protocol::{
 use super::*;
 use crate::{
     config::{Backoff, DEAD_LETTER_STREAM, GAPS_STREAM, Value},
-    record::{ContentType, DeviceId, Received, StreamName},
-    source::{
-        metrics::SourceMetrics,
-        testing::{FakePipeline, on_one_thread, within},
-    },
+    log::Remembered,
+    record::{ContentType, DeviceId, StreamName},
+    source::testing::{FakePipeline, on_one_thread, within},
     testing::without_privileges,
 };
 
@@ -72,8 +73,13 @@ impl Socket {
     }
 
     fn native(&self) -> FakePipeline {
+        self.native_again(Remembered::new())
+    }
+
+    /// As `native`, after a life that noted `remembered`.
+    fn native_again(&self, remembered: Remembered) -> FakePipeline {
         let config = self.config(SerialProtocol::Native, Value::Raw);
-        FakePipeline::start(INTAKE_BYTES, |context| run(config, RECORD_BYTES_MAX, context))
+        FakePipeline::start_again(INTAKE_BYTES, remembered, |context| run(config, RECORD_BYTES_MAX, context))
     }
 
     fn nmea(&self, value: Value) -> FakePipeline {
@@ -288,22 +294,34 @@ fn an_unplugged_cable_loses_and_repeats_nothing() {
 }
 
 #[test]
-fn a_restart_of_the_agent_goes_on_with_the_oldest_that_the_device_keeps() {
+fn after_a_crash_a_device_begins_behind_what_is_stored_or_with_the_oldest_that_it_keeps() {
     on_one_thread(async {
         let socket = Socket::new();
         let cable = socket.plug();
         let mut mcu = Microcontroller::new(1, 1);
-        for body in [b"first", b"again"] {
+        // The first life took its reading to the disk or did not; in neither case the device was told.
+        for (was_stored, body, seen) in [(false, "first", 1), (false, "again", 2), (true, "stored", 3)] {
             let mut pipeline = socket.native();
-            mcu.reading(body);
+            mcu.reading(body.as_bytes());
             let mut records = Vec::new();
             mcu.talk(&cable, "records", |_| {
                 records.extend(pipeline.rest());
-                records.last().is_some_and(|record| record.value == body[..])
+                records.last().is_some_and(|record| record.value == body)
             })
             .await;
-            assert_eq!(records[0].value, "first", "it was never acknowledged");
+            assert_eq!((records.len(), &records[0].value[..]), (seen, &b"first"[..]), "never acknowledged");
             pipeline.abort().await;
+            if was_stored {
+                let mut pipeline = socket.native_again(pipeline.remembered.clone());
+                mcu.reading(b"new");
+                let mut records = Vec::new();
+                mcu.talk(&cable, "the new record and the acknowledgement of the others", |mcu| {
+                    records.extend(pipeline.rest());
+                    !records.is_empty() && mcu.device.pending() == 1
+                })
+                .await;
+                assert_eq!((records.len(), &records[0].value[..]), (1, &b"new"[..]));
+            }
         }
     });
 }
@@ -549,61 +567,4 @@ fn frames_cut_overlong_or_full_of_nonsense_cost_themselves_alone() {
         }
         pipeline.metric_like("wayside_source_rejected_total{source=\"test\",reason=\"c").await;
     });
-}
-
-/// What a device sends that talks at another bit rate: anything, or edges of long bits.
-fn garbage(len: usize) -> impl FnMut() -> Vec<u8> {
-    let mut state = 1_u64;
-    move || {
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state.to_be_bytes()[0]
-        };
-        let edges = next() < 128;
-        let byte =
-            |byte: u8| if edges { [0, 0x80, 0xe0, 0xf8, 0xfe, 0xff][usize::from(byte % 6)] } else { byte };
-        (0..len).map(|_| byte(next())).collect()
-    }
-}
-
-#[test]
-fn hours_of_garbage_cost_one_log_line_a_minute_and_no_memory() {
-    let native = NativeConfig {
-        source: "test".into(),
-        port: "port".into(),
-        value: Value::Raw,
-        record_bytes_max: RECORD_BYTES_MAX,
-    };
-    let nmea = NmeaRoute {
-        port: "port".into(),
-        stream: StreamName::new("positions").expect("a name"),
-        raw_stream: StreamName::new("nmea-raw").expect("a name"),
-        device: DeviceId::new("tram-7").expect("an id"),
-        value: Value::Json,
-    };
-    let lines: [Box<dyn Line>; 2] = [Box::new(NativeLine::new(native)), Box::new(NmeaLine::new(nmea))];
-    for mut line in lines {
-        let metrics = SourceMetrics::register(&mut prometheus_client::registry::Registry::default());
-        let (mut counters, mut noise, mut garbage) = (metrics.source("test"), Noise::default(), garbage(480));
-        let (mut told, mut rejected) = (0, 0);
-        // A second of 4 800 baud each time, for four hours; nobody takes what comes of it.
-        for second in 0..4 * 3600 {
-            let now = Now {
-                monotonic: Monotonic::from_start(Duration::from_secs(second)),
-                received: Received::default(),
-            };
-            line.receive(now, &garbage());
-            line.expire(now);
-            let mut out = BytesMut::new();
-            line.transmit(now, &mut out);
-            assert!(out.is_empty(), "nobody is answered");
-            let counted = line.count(&mut counters);
-            rejected += counted;
-            told += noise.due(now.monotonic, counted).map_or(0, |_| 1);
-        }
-        assert!((1..=4 * 60).contains(&told), "{told} lines in the log");
-        assert!(rejected > 10_000, "{rejected} counted");
-        let kept: usize = line.take().iter().map(Record::size_bytes).sum();
-        assert!(kept <= 64 * 1024, "{kept} bytes kept");
-    }
 }

@@ -5,7 +5,7 @@
 //! | key | value |
 //! |-----|-------|
 //! | `s` and the client identifier | a session, in postcard: seconds that it outlives its connection (u32), its user (option of string), and its subscriptions, a list of filter (string) and options (u8, as in SUBSCRIBE, section 3.8.3.1) |
-//! | `w` and the client identifier | its messages that must not be stored again, 6 bytes each: packet id (u16 BE), CRC-32C of the payload (u32 BE) |
+//! | `w` and the client identifier | its messages that must not be stored again, by the CRC-32C of their payload: see [`window`] |
 //! | `r` and the topic | its retained message, as a PUBLISH packet of MQTT 5 |
 //!
 //! A window is noted with the messages in it, so that it is durable if and only if they are, and again when they were
@@ -21,11 +21,14 @@ use super::Broker;
 use crate::{
     config::MqttVersion,
     env::Monotonic,
-    log::Remembered,
-    source::listener::{
-        connection::{Connection, Known, Seen},
-        packet::{self, Packet, Property, SubscribeOptions},
-        subscriptions::{Message, SessionKey},
+    log::{Change, Remembered},
+    source::{
+        listener::{
+            connection::{Connection, Seen},
+            packet::{self, Packet, Property, SubscribeOptions},
+            subscriptions::{Message, SessionKey},
+        },
+        window,
     },
 };
 
@@ -35,9 +38,6 @@ type SessionNote<'a> = (u32, Option<&'a str>, Vec<(&'a str, u8)>);
 const SESSION: u8 = b's';
 const WINDOW: u8 = b'w';
 const RETAINED: u8 = b'r';
-
-/// What a note is to say: its key, and its value or that it goes.
-pub(in crate::source::listener) type Change = (Box<[u8]>, Option<Box<[u8]>>);
 
 /// What was changed since it was noted.
 #[derive(Debug, Default)]
@@ -103,8 +103,8 @@ impl Broker {
             let known = state.known.iter().map(|(id, seen)| (*id, seen.digest));
             // Those of QoS 2 are known from their PUBLISH on.
             let others = unanswered.filter(|(id, _)| !state.known.contains_key(id));
-            let items: Vec<_> = known.chain(others).map(item).collect();
-            (key(WINDOW, &state.client_id), (!items.is_empty()).then(|| items.as_flattened().into()))
+            let value = window::encode(known.chain(others));
+            (key(WINDOW, &state.client_id), (!value.is_empty()).then_some(value))
         }));
         changes.extend(retained.into_iter().map(|topic| {
             let packet = self.retained.get(&topic).and_then(|message| {
@@ -127,8 +127,9 @@ impl Broker {
                 // `w` comes behind `s`.
                 WINDOW => {
                     let Some(session) = self.clients.get(name) else { continue };
-                    let (items, _) = value.as_chunks();
-                    self.sessions[*session].known = items.iter().map(known).collect();
+                    let seen = |digest| Seen { digest, restored: true };
+                    let window = window::decode(value).into_iter();
+                    self.sessions[*session].known = window.map(|(id, digest)| (id, seen(digest))).collect();
                 }
                 RETAINED => self.restore_retained(now, Bytes::copy_from_slice(value)),
                 _ => {}
@@ -184,14 +185,4 @@ impl Memory {
 
 fn key(kind: u8, name: &str) -> Box<[u8]> {
     [&[kind], name.as_bytes()].concat().into()
-}
-
-fn item((id, digest): (u16, u32)) -> [u8; 6] {
-    let ([id_high, id_low], [a, b, c, d]) = (id.to_be_bytes(), digest.to_be_bytes());
-    [id_high, id_low, a, b, c, d]
-}
-
-fn known(item: &[u8; 6]) -> <Known as IntoIterator>::Item {
-    let [id_high, id_low, digest @ ..] = *item;
-    (u16::from_be_bytes([id_high, id_low]), Seen { digest: u32::from_be_bytes(digest), restored: true })
 }

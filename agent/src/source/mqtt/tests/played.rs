@@ -265,6 +265,76 @@ fn qos_2_is_answered_after_the_commit_and_survives_a_reconnect_at_every_step() {
 }
 
 #[test]
+fn what_was_stored_before_a_crash_is_answered_and_not_stored_again() {
+    on_one_thread(async {
+        let (listener, config) = listen().await;
+        let mut pipeline = start(config.clone());
+        let mut peer = Peer::accept_and_grant(&listener).await;
+        peer.publish(QoS::AtLeastOnce, 5, false, "five").await;
+        peer.publish(QoS::ExactlyOnce, 6, false, "six").await;
+        pipeline.record().await;
+        pipeline.record().await;
+        pipeline.abort().await;
+        drop(peer);
+        let mut pipeline = start_again(config.clone(), pipeline.remembered.clone());
+        let (mut peer, _) = Peer::accept(&listener, true).await;
+        peer.grant().await;
+        peer.publish(QoS::AtLeastOnce, 5, true, "five").await;
+        assert_eq!(peer.packet().await, puback(5));
+        peer.publish(QoS::ExactlyOnce, 6, true, "six").await;
+        assert_eq!(peer.packet().await, pubrec(6));
+        let dropped = "wayside_source_dropped_total{source=\"test\",reason=\"redelivered\"} 2";
+        pipeline.metric(dropped).await;
+        // The next one is noted without what the broker has not sent again; PUBREL comes in a third life.
+        peer.publish(QoS::AtLeastOnce, 7, false, "seven").await;
+        assert_eq!(pipeline.record().await.1.value, "seven");
+        pipeline.abort().await;
+        drop(peer);
+        let mut pipeline = start_again(config, pipeline.remembered.clone());
+        let (mut peer, _) = Peer::accept(&listener, true).await;
+        peer.grant().await;
+        peer.release(6).await;
+        assert_eq!(peer.packet().await, pubcomp(6));
+        peer.publish(QoS::AtLeastOnce, 7, true, "seven").await;
+        assert_eq!(peer.packet().await, puback(7));
+        assert_eq!(pipeline.rest(), []);
+    });
+}
+
+#[test]
+fn after_a_crash_the_broker_that_has_the_session_is_tried_first_and_a_lost_session_is_forgotten() {
+    on_one_thread(async {
+        let (first, mut config) = listen().await;
+        let second = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let port = second.local_addr().expect("has an address").port();
+        config
+            .brokers
+            .insert(0, Broker { host: "127.0.0.1".into(), port: free_address().port(), tls: false });
+        config.brokers.push(Broker { host: "127.0.0.1".into(), port, tls: false });
+        let mut pipeline = start(config.clone());
+        let mut peer = Peer::accept_and_grant(&first).await;
+        peer.publish(QoS::AtLeastOnce, 5, false, "five").await;
+        pipeline.record().await;
+        pipeline.abort().await;
+        drop(peer);
+        let mut pipeline = start_again(config.clone(), pipeline.remembered.clone());
+        // At once: no failure is counted.
+        let mut peer = Peer::accept_and_grant(&first).await;
+        pipeline.metric("wayside_source_connections_total{source=\"test\"} 1").await;
+        pipeline.metric("wayside_source_failures_total{source=\"test\"} 0").await;
+        peer.publish(QoS::AtLeastOnce, 5, true, "five").await;
+        assert_eq!(pipeline.record().await.1.value, "five", "of a new session");
+        pipeline.abort().await;
+        drop((peer, first));
+        // It is gone; the other one has an old session of ours, in which the id is another message.
+        let mut pipeline = start_again(config, pipeline.remembered.clone());
+        let (mut peer, _) = Peer::accept(&second, true).await;
+        peer.publish(QoS::AtLeastOnce, 5, true, "five").await;
+        assert_eq!(pipeline.record().await.1.value, "five", "of another broker");
+    });
+}
+
+#[test]
 fn a_full_intake_stops_the_reading_and_neither_pings_nor_acknowledgements() {
     on_one_thread(async {
         let (listener, mut config) = listen().await;

@@ -1,0 +1,293 @@
+//! What is around the agent, and the weather in it: a disk, a cluster, a line with devices, a broker, time.
+
+use std::{
+    num::NonZeroU16,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use super::{Faults, Scenario, Summary, agent::Agent, broker::Broker, checker::Ledger, line::Wire};
+use crate::{
+    config::{Route, RouteDecode, Value},
+    env::{Clock, Entropy, Monotonic},
+    log::store::simulated::{Fault, SimulatedDisk},
+    record::{ClockQuality, PartitionId, Received, StreamName, UnixMicros},
+    replicate::{
+        Cursor,
+        simulated::{self, SimulatedBrokers, SimulatedCluster},
+    },
+};
+
+/// First part of the topics.
+pub(super) const ENVIRONMENT: &str = "sim";
+
+/// Partitions of every stream.
+const PARTITIONS: NonZeroU16 = NonZeroU16::new(3).expect("not 0");
+
+/// Topics that have leaders to lose.
+const TOPICS: [&str; 3] = ["sim.raw", "sim.readings", "sim.gaps"];
+
+/// Turns after the weather has cleared within which everything must have arrived.
+const SETTLE_STEPS: u32 = 4000;
+
+/// Partitions of a stream.
+pub(super) fn partitions(_stream: &str) -> NonZeroU16 {
+    PARTITIONS
+}
+
+/// What the broker's messages are.
+pub(super) fn routes() -> Vec<Route> {
+    let stream = StreamName::new("readings").expect("a name");
+    let decode = RouteDecode::Raw { stream, device_topic: "vehicle/{device}".into() };
+    vec![Route { topic_filter: "vehicle/+".into(), decode, value: Value::Raw }]
+}
+
+/// Time as the world says.
+#[derive(Debug, Default)]
+pub(super) struct SimulatedClock {
+    now_us: AtomicU64,
+    /// Wall clock less monotonic time.
+    wall_us: AtomicI64,
+}
+
+impl SimulatedClock {
+    fn advance(&self, by: Duration) {
+        let by_us = u64::try_from(by.as_micros()).expect("short");
+        self.now_us.fetch_add(by_us, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SimulatedClock {
+    fn monotonic(&self) -> Monotonic {
+        Monotonic::from_start(Duration::from_micros(self.now_us.load(Ordering::Relaxed)))
+    }
+
+    fn wall(&self) -> Received {
+        let now_us = self.monotonic().as_micros().cast_signed();
+        let at = UnixMicros(now_us + self.wall_us.load(Ordering::Relaxed));
+        Received { at, quality: ClockQuality::Unknown }
+    }
+}
+
+/// Chance as the seed says.
+#[derive(Debug)]
+pub(super) struct SimulatedEntropy(SmallRng);
+
+impl SimulatedEntropy {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(SmallRng::seed_from_u64(seed))
+    }
+}
+
+impl Entropy for SimulatedEntropy {
+    fn next_u64(&mut self) -> u64 {
+        self.0.random()
+    }
+}
+
+/// What outlives the agent and is used by it.
+pub(super) struct Outside {
+    pub(super) clock: Arc<SimulatedClock>,
+    pub(super) disk: SimulatedDisk,
+    pub(super) epoch_bytes: u64,
+    pub(super) limit_bytes: u64,
+    /// The cursor's file.
+    pub(super) cursor: Option<Cursor>,
+    pub(super) cluster: SimulatedCluster,
+}
+
+/// Everything.
+pub(super) struct World {
+    rng: SmallRng,
+    faults: Faults,
+    outside: Outside,
+    brokers: SimulatedBrokers,
+    wire: Wire,
+    broker: Broker,
+    ledger: Ledger,
+    /// None between a crash and the next start.
+    agent: Option<Agent>,
+    crashes: u32,
+}
+
+impl World {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let mut rng = SmallRng::seed_from_u64(scenario.seed);
+        let (cluster, brokers) = simulated::cluster(rng.random());
+        let clock = SimulatedClock::default();
+        clock.advance(Duration::from_secs(1));
+        clock.wall_us.store(1_700_000_000_000_000, Ordering::Relaxed);
+        let outside = Outside {
+            clock: Arc::new(clock),
+            disk: SimulatedDisk::new(),
+            epoch_bytes: rng.random_range(1000..8000),
+            limit_bytes: if rng.random_bool(0.3) { rng.random_range(8_000..30_000) } else { u64::MAX },
+            cursor: None,
+            cluster,
+        };
+        let wire = Wire::new(&mut rng);
+        Self {
+            rng,
+            faults: scenario.faults,
+            outside,
+            brokers,
+            wire,
+            broker: Broker::default(),
+            ledger: Ledger::default(),
+            agent: None,
+            crashes: 0,
+        }
+    }
+
+    /// Lets the world run for `steps` turns, then clears the weather and waits until everything has arrived.
+    pub(super) fn run(mut self, steps: u32, exactly_once: bool) -> Result<Summary, String> {
+        for _ in 0..steps {
+            self.weather();
+            self.load();
+            self.turn()?;
+        }
+        self.clear_up();
+        let mut left = SETTLE_STEPS;
+        while !self.is_settled() {
+            left = left.checked_sub(1).ok_or_else(|| self.why_not_settled())?;
+            self.turn()?;
+        }
+        // Repetitions are Kafka's business until its transactions are: a crash or a new producer sends again.
+        let may_repeat = !exactly_once && (self.crashes > 0 || self.brokers.restarts() > 1);
+        let counts = self.ledger.check(self.brokers.partitions(), may_repeat)?;
+        Ok(Summary {
+            crashes: self.crashes,
+            restarts: self.brokers.restarts(),
+            now_us: self.outside.clock.monotonic().as_micros(),
+            counts,
+        })
+    }
+
+    /// Whether something happens that happens `per_mille` times in a thousand.
+    fn happens(&mut self, per_mille: u16) -> bool {
+        self.rng.random_range(0..1000) < per_mille
+    }
+
+    fn weather(&mut self) {
+        let faults = self.faults;
+        let (disk, brokers) = (self.outside.disk.clone(), self.brokers.clone());
+        if self.happens(faults.store_call) {
+            disk.die_after(self.rng.random_range(0..12));
+        }
+        if self.happens(faults.disk) {
+            let fault = [Fault::HandleDead, Fault::NoSpace, Fault::Io][self.rng.random_range(0..3)];
+            disk.fail_after(self.rng.random_range(0..6), fault);
+        }
+        if self.happens(faults.disk_full) {
+            let full = self.rng.random_bool(0.4);
+            disk.set_capacity_bytes(full.then(|| self.rng.random_range(0..20_000)));
+        }
+        if self.happens(faults.kafka) {
+            let partition = PartitionId(self.rng.random_range(0..3));
+            let topic = TOPICS[self.rng.random_range(0..TOPICS.len())];
+            match self.rng.random_range(0..7) {
+                0 => brokers.set_away(true),
+                1 => brokers.set_away(false),
+                2 => brokers.hold_reports(true),
+                3 => brokers.hold_reports(false),
+                4 => brokers.fail_next("simulated"),
+                5 => brokers.set_leader(topic, partition, false),
+                _ => brokers.set_leader(topic, partition, true),
+            }
+        }
+        if self.happens(faults.clock) {
+            let jump_us = self.rng.random_range(-10_000_000_000..10_000_000_000);
+            self.outside.clock.wall_us.fetch_add(jump_us, Ordering::Relaxed);
+        }
+        if self.happens(faults.connection) {
+            self.break_connection();
+        }
+        if self.happens(faults.restart_of_device) {
+            self.wire.restart(&mut self.rng, &mut self.ledger);
+        }
+        if self.happens(faults.session) {
+            self.break_connection();
+            self.broker.forget_session();
+        }
+        self.wire.noise = faults.noise;
+    }
+
+    fn load(&mut self) {
+        let now_us = self.outside.clock.monotonic().as_micros();
+        self.wire.load(&mut self.rng, now_us, &mut self.ledger);
+        self.broker.load(&mut self.rng);
+    }
+
+    fn clear_up(&mut self) {
+        self.faults = Faults::default();
+        self.wire.noise = 0;
+        self.outside.disk.set_capacity_bytes(None);
+        self.brokers.set_away(false);
+        self.brokers.hold_reports(false);
+        for topic in TOPICS {
+            for partition in 0..i32::from(PARTITIONS.get()) {
+                self.brokers.set_leader(topic, PartitionId(partition), true);
+            }
+        }
+    }
+
+    /// Everybody's turn; a crash may come behind each.
+    fn turn(&mut self) -> Result<(), String> {
+        let ms = if self.rng.random_bool(0.02) { 2000 } else { self.rng.random_range(0..30) };
+        self.outside.clock.advance(Duration::from_millis(ms));
+        if self.agent.is_none() {
+            let seed = self.rng.random();
+            self.agent = Agent::start(&mut self.outside, seed);
+            self.broker.disconnect();
+        }
+        for stage in 0..4 {
+            let Some(agent) = &mut self.agent else { return Ok(()) };
+            let clock = &*self.outside.clock;
+            match stage {
+                0 => self.wire.talk(&mut self.rng, clock, &mut agent.port, &mut self.ledger),
+                1 => self.broker.talk(&mut self.rng, clock, &mut agent.session, &mut self.ledger),
+                2 => agent.commit(&self.outside),
+                _ => agent.replicate(&mut self.outside),
+            }
+            if self.outside.disk.is_dead() || self.happens(self.faults.crash) {
+                self.crash();
+            }
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self) {
+        self.crashes += 1;
+        self.agent = None;
+        // Killed, the kernel writes what it has; without power some of it, by luck.
+        if self.rng.random_bool(0.5) {
+            self.outside.disk.crash(usize::MAX);
+            self.broker.kill(&mut self.ledger);
+        } else {
+            self.outside.disk.crash(self.rng.random_range(0..3));
+            self.broker.lose_last(&mut self.ledger);
+        }
+    }
+
+    fn break_connection(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            self.broker.break_connection(&mut agent.session, &mut self.ledger);
+        }
+    }
+
+    fn is_settled(&mut self) -> bool {
+        let quiet = self.wire.is_quiet() && self.broker.is_quiet();
+        quiet && self.agent.as_mut().is_some_and(Agent::is_caught_up)
+    }
+
+    fn why_not_settled(&mut self) -> String {
+        let (line, broker) = (self.wire.is_quiet(), self.broker.is_quiet());
+        let kafka = self.agent.as_mut().map(Agent::is_caught_up);
+        format!("not settled: line {line}, broker {broker}, Kafka {kafka:?}")
+    }
+}
