@@ -24,9 +24,6 @@ enum Command {
         /// The first seed; the others follow it. Without one it is taken from the clock
         #[arg(long)]
         first: Option<u64>,
-        /// Kafka must hold nothing twice, whatever happened
-        #[arg(long)]
-        exactly_once: bool,
         /// Name each seed with its faults before it runs
         #[arg(long)]
         verbose: bool,
@@ -34,14 +31,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Command::Simulate { seeds, first, exactly_once, verbose } = Arguments::parse().command;
+    let Command::Simulate { seeds, first, verbose } = Arguments::parse().command;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let first = first.unwrap_or(since_1970.as_secs());
     println!("up to {seeds} seeds from {first} on");
     let started = Instant::now();
     let (mut acknowledged, mut crashes) = (0, 0);
     for count in 0..seeds {
-        let scenario = Scenario { exactly_once, ..Scenario::of(first.wrapping_add(count)) };
+        let scenario = Scenario::of(first.wrapping_add(count));
         if verbose {
             println!("{scenario}");
         }

@@ -101,8 +101,7 @@ pub async fn run(
     drop(events); // the batch stage ends when the last source has dropped its intake
 
     // commit: the thread that owns the log. It goes on behind the cursor in any case.
-    let (next_seq_min, offsets_min) =
-        cursor.1.as_ref().map(|cursor| (cursor.next, cursor.acknowledged.clone())).unwrap_or_default();
+    let (next_seq_min, offsets_min) = cursor.1.as_ref().map(replicate::Cursor::beyond).unwrap_or_default();
     let limit_bytes = config.log.limit_bytes.or_else(|| Some(capacity_bytes(&config.log.dir)? / 2));
     let options = LogOptions {
         limit_bytes: limit_bytes.unwrap_or(u64::MAX),
@@ -238,6 +237,7 @@ pub async fn run(
                 backlog_bytes: log_metrics.size_bytes_of(state.lag_entries),
                 backlog_age_seconds: state.oldest_age_seconds,
                 last_error: state.last_error,
+                fenced: state.fenced,
                 waiting_topics: state.waiting_topics,
             };
             let dropped = DropReport::of_stage("source", source_metrics.drops())

@@ -193,6 +193,10 @@ fn judge(args: &StatusArgs, report: &HealthReport) -> (Severity, Vec<String>) {
             found.push((Severity::Warning, format!("source {} does not work as configured", source.name)));
         }
     }
+    if report.replicate.fenced {
+        let reason = "another gateway with the same gateway.id writes to Kafka";
+        found.push((Severity::Critical, reason.to_owned()));
+    }
     for topic in report.replicate.waiting_topics.keys() {
         found.push((Severity::Warning, format!("topic {topic} waits for an operator")));
     }

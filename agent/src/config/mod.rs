@@ -138,6 +138,17 @@ pub struct Stream {
     pub policy: Policy,
 }
 
+/// What is promised of records in Kafka.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delivery {
+    /// In transactions: a `read_committed` consumer sees each record once.
+    #[default]
+    ExactlyOnce,
+    /// Without: after a failure or crash some records come again, which consumers can tell by `wayside.offset`.
+    AtLeastOnce,
+}
+
 /// What becomes of a stream's records when the log is at its limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -247,7 +258,11 @@ pub struct Replicate {
     pub min_insync_replicas: i32,
     /// Kafka's `compression.type`.
     pub compression: Compression,
-    /// Kafka's `linger.ms`.
+    /// What is promised of records in Kafka.
+    pub delivery: Delivery,
+    /// Shortest time between the beginnings of two transactions, unless one is full.
+    pub transaction_interval: Duration,
+    /// Kafka's `linger.ms`, where there are no transactions.
     pub linger: Duration,
     /// Bytes handed to the client and not yet acknowledged.
     pub in_flight_bytes: usize,

@@ -12,7 +12,7 @@ pub use self::sources::{
     Decode, Protocol, RawHttpRoute, RawHttpSource, RawListener, RawMqttSource, RawMqttTls, RawRoute,
     RawSerialSource, RawServerTls, RawSources,
 };
-use super::{Compression, Engine, LogFormat, Policy};
+use super::{Compression, Delivery, Engine, LogFormat, Policy};
 
 /// JSON Schema of the file, with every default, range, choice and meaning.
 pub fn schema() -> schemars::Schema {
@@ -163,7 +163,13 @@ pub struct RawReplicate {
     pub min_insync_replicas: i32,
     /// Kafka's `compression.type`.
     pub compression: Compression,
-    /// Kafka's `linger.ms`.
+    /// What is promised of records in Kafka. `exactly-once` needs consumers that are `read_committed`.
+    pub delivery: Delivery,
+    /// Exactly once: shortest time between the beginnings of two transactions, in ms, unless there is half of
+    /// `in_flight_bytes` to send. Each one costs the flash a block of 4 KiB; records wait so long at most.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub transaction_interval_ms: u64,
+    /// At least once: Kafka's `linger.ms`.
     #[schemars(range(min = 0, max = 60_000))]
     pub linger_ms: u64,
     /// Bytes of records handed to the Kafka client and not yet acknowledged by Kafka.
@@ -194,6 +200,8 @@ impl Default for RawReplicate {
             replication_factor: 3,
             min_insync_replicas: 2,
             compression: Compression::Zstd,
+            delivery: Delivery::ExactlyOnce,
+            transaction_interval_ms: 500,
             linger_ms: 50,
             in_flight_bytes: 1024 * 1024,
             catch_up_bytes_per_second: 0,

@@ -94,6 +94,13 @@ fn pem(bytes: Vec<u8>) -> Result<String, &'static str> {
     }
 }
 
+/// What an operator is to grant a producer of transactions.
+const NO_TRANSACTION: &str =
+    "no permission: the agent's user needs WRITE and DESCRIBE on the transactional id wayside.<gateway.id>";
+
+/// What an operator is to grant whoever keeps offsets in a group.
+const NO_GROUP: &str = "no permission: the agent's user needs READ on the group wayside.<gateway.id>";
+
 /// librdkafka's words about a broker with what an operator can do about it, where there is a [`hint`].
 pub(super) fn explain(words: &str) -> String {
     hint(words).map_or_else(|| words.to_owned(), |hint| format!("{hint} ({words})"))
@@ -103,6 +110,13 @@ pub(super) fn explain(words: &str) -> String {
 pub(super) fn hint(words: &str) -> Option<&'static str> {
     Some(if words.contains("Failed to acquire SASL OAUTHBEARER token") || words.contains(token::NO_TOKEN) {
         "there is no token"
+    } else if words.contains("Transactional Id authorization failed") {
+        NO_TRANSACTION
+    } else if words.contains("Group authorization failed") {
+        NO_GROUP
+    } else if words.contains("Invalid transaction timeout") || words.contains("transaction timeout is larger")
+    {
+        "the brokers' transaction.max.timeout.ms is below our 15 s"
     } else if words.contains("authorization failed") {
         NO_PERMISSION
     } else if words.contains("certificate verify failed") || words.contains("verify broker certificate") {

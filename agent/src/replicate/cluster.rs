@@ -2,7 +2,8 @@
 
 use std::{num::NonZeroU16, time::Duration};
 
-use crate::record::{PartitionId, Record, UnixMicros};
+use super::cursor::{LastRecord, LogId};
+use crate::record::{Offset, PartitionId, Record, UnixMicros};
 
 /// Names a record between [`Cluster::produce`] and its delivery report. Fits a C pointer on every target.
 pub type Token = usize;
@@ -17,7 +18,7 @@ pub struct Outgoing<'a> {
     /// What is sent: key, value, headers.
     pub record: &'a Record,
     /// Its place in the local log, if it has one; the header `wayside.offset`.
-    pub offset: Option<crate::record::Offset>,
+    pub offset: Option<Offset>,
     /// Kafka's timestamp, in ms since 1970.
     pub timestamp_ms: i64,
     /// The event time, where `timestamp_ms` is another because the topic did not take it; the header
@@ -101,11 +102,42 @@ pub enum TopicOutcome {
     Failed(String),
 }
 
+/// What a gateway's group holds for a partition: an offset of the local log, and by which transaction it came there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupOffset {
+    /// Topic, with the environment.
+    pub topic: String,
+    /// Partition of the topic.
+    pub partition: PartitionId,
+    /// Behind the last record that Kafka has of it.
+    pub offset: Offset,
+    /// Of which log that is. The group's metadata holds it with the number, as `<16 hex digits> <decimal>`.
+    pub log: LogId,
+    /// Number of the transaction that it was committed with.
+    pub transaction: u64,
+}
+
+/// Whether consumers that are `read_committed` see a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// They do, so its transaction was committed.
+    Committed,
+    /// They do not, so it was not.
+    Absent,
+    /// It cannot be known: what was there is deleted, or may not be read.
+    Unknown,
+}
+
 /// What a cluster reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClusterEvent {
     /// All in-sync replicas have the record.
-    Delivered(Token),
+    Delivered {
+        /// Which record.
+        token: Token,
+        /// Its offset in its Kafka partition.
+        kafka_offset: i64,
+    },
     /// The record is not delivered and no longer tried.
     Failed {
         /// Which record.
@@ -120,7 +152,16 @@ pub enum ClusterEvent {
         /// What was found or done.
         outcome: TopicOutcome,
     },
-    /// The client is of no more use: restart it.
+    /// Answer to [`Cluster::init_transactions`]: what the gateway's group holds for the partitions asked for.
+    Initialized(Vec<GroupOffset>),
+    /// Answer to [`Cluster::find`].
+    Found(Presence),
+    /// Answer to [`Cluster::commit_transaction`]: `read_committed` consumers see its records, all or soon.
+    Committed,
+    /// A producer with our `transactional.id` was begun after ours, or our transaction took too long; the client is of no
+    /// more use.
+    Fenced(String),
+    /// The client is of no more use: restart it. What became of a transaction that was being committed is not known.
     Fatal(String),
     /// Something that the client goes on trying by itself, for the operator's eyes.
     Trouble(String),
@@ -128,14 +169,18 @@ pub enum ClusterEvent {
     Throttled(Duration),
 }
 
-/// A Kafka cluster as an idempotent producer with `acks=all` sees it.
+/// A Kafka cluster as an idempotent producer with `acks=all` sees it, with transactions or without.
 ///
 /// The contract, checked for every implementation by the suite in `contract.rs`:
 /// * Records of one partition are appended in the order in which they were taken, without a hole: once one of them
 ///   failed, none that was taken after it is delivered before a [`restart`](Self::restart).
-/// * Each record taken is reported exactly once, unless a restart comes first. No time limit: while the cluster is away
-///   nothing is reported.
+/// * Each record taken is reported exactly once, unless a restart comes first. Without transactions there is no time limit:
+///   while the cluster is away nothing is reported.
 /// * No call but [`poll`](Self::poll) waits for the network. (`restart` may take some hundred ms.)
+///
+/// With transactions: after the start and after each restart [`init_transactions`](Self::init_transactions) comes first. Then
+/// [`begin_transaction`](Self::begin_transaction), records until each is reported, [`commit_transaction`](Self::commit_transaction),
+/// one after the other. A restart in between gives the transaction up.
 pub trait Cluster: Send {
     /// Takes a copy of a record for its partition.
     ///
@@ -150,10 +195,28 @@ pub trait Cluster: Send {
     /// whether or not a restart comes in between.
     fn ensure_topic(&mut self, topic: &str, partitions: NonZeroU16);
 
-    /// Throws the producer away with all that it holds and begins anew. No event of a record taken before is reported
-    /// afterwards; such a record may have been delivered all the same.
+    /// Gives up the producer with all that it holds and begins anew. No event of what came before is reported
+    /// afterwards; a record taken before may have been delivered all the same, and a transaction committed.
     ///
     /// # Errors
     /// Why there is no new producer; nothing is taken until a later restart succeeds.
     fn restart(&mut self) -> Result<(), String>;
+
+    /// Begins to end what this gateway has left open, so that nothing of it is decided later, and then to read what its group
+    /// holds for `partitions`. Answered by [`ClusterEvent::Initialized`], `Fenced` or `Fatal`, however long the cluster is
+    /// away.
+    fn init_transactions(&mut self, partitions: Vec<(String, PartitionId)>);
+
+    /// Begins a transaction; what is produced from now on is part of it.
+    ///
+    /// # Errors
+    /// The client takes none: restart it.
+    fn begin_transaction(&mut self) -> Result<(), String>;
+
+    /// Begins to commit the transaction, all of whose records are delivered, and `offsets` with it. Answered by
+    /// [`ClusterEvent::Committed`], `Fenced` or `Fatal`, however long the cluster is away.
+    fn commit_transaction(&mut self, offsets: Vec<GroupOffset>);
+
+    /// Begins to look whether a record is there, after `Initialized`. Answered by [`ClusterEvent::Found`].
+    fn find(&mut self, record: &LastRecord);
 }

@@ -1,9 +1,14 @@
 //! The contract of [`Cluster`], run against every implementation.
 
-use std::{collections::BTreeSet, num::NonZeroU16, time::Duration};
+use std::{
+    collections::BTreeSet,
+    num::{NonZeroU16, NonZeroU64},
+    time::Duration,
+};
 
 use super::{
-    cluster::{Cluster, ClusterEvent, Outgoing, Token, TopicOutcome},
+    cluster::{Cluster, ClusterEvent, GroupOffset, Outgoing, Token, TopicOutcome},
+    cursor::LogId,
     tests::record,
 };
 use crate::record::{Offset, PartitionId};
@@ -89,6 +94,47 @@ fn a_restart_forgets_what_was_under_way(cluster: &mut dyn Cluster, brokers: &dyn
     assert_eq!(delivered(&events), BTreeSet::from([3_000]));
 }
 
+/// The same of a cluster with transactions.
+pub(crate) fn check_transactions(cluster: &mut dyn Cluster, brokers: &dyn Brokers) {
+    brokers.create_topic(TOPIC, partitions(3));
+    cluster.init_transactions(Vec::new());
+    let events = poll_until(cluster, |events| !events.is_empty());
+    assert_eq!(events, [ClusterEvent::Initialized(Vec::new())]);
+    for n in 0..3 {
+        transact(cluster, n * 100);
+    }
+    brokers.set_away(true);
+    cluster.restart().unwrap();
+    cluster.init_transactions(Vec::new());
+    let mut events = Vec::new();
+    cluster.poll(QUIET, &mut events);
+    events.retain(|event| !matches!(event, ClusterEvent::Trouble(_)));
+    assert_eq!(events, [], "it waits for the brokers");
+    brokers.set_away(false);
+    poll_until(cluster, |events| events.contains(&ClusterEvent::Initialized(Vec::new())));
+    transact(cluster, 300);
+    let expected: Vec<Vec<u8>> =
+        [0, 100, 200, 300].into_iter().flat_map(|n| n..n + 10).map(|n| value(0, n)).collect();
+    assert_eq!(brokers.values(TOPIC, PartitionId(0), expected.len()), expected);
+}
+
+/// Sends ten records in a transaction.
+fn transact(cluster: &mut dyn Cluster, first: usize) {
+    cluster.begin_transaction().unwrap();
+    (first..first + 10).for_each(|n| send(cluster, 0, n));
+    let events = poll_until(cluster, |events| events.len() >= 10);
+    assert_eq!(delivered(&events), (first..first + 10).collect());
+    let log = LogId(NonZeroU64::MIN);
+    cluster.commit_transaction(vec![GroupOffset {
+        topic: TOPIC.into(),
+        partition: PartitionId(0),
+        offset: Offset(i64::try_from(first).unwrap()),
+        log,
+        transaction: 1,
+    }]);
+    poll_until(cluster, |events| events == [ClusterEvent::Committed]);
+}
+
 fn partitions(count: u16) -> NonZeroU16 {
     NonZeroU16::new(count).unwrap()
 }
@@ -114,9 +160,9 @@ fn send(cluster: &mut dyn Cluster, partition: i32, n: Token) {
 
 fn delivered(events: &[ClusterEvent]) -> BTreeSet<Token> {
     let token = |event: &ClusterEvent| match event {
-        ClusterEvent::Delivered(token) => Some(*token),
-        ClusterEvent::Failed { .. } | ClusterEvent::Fatal(_) => panic!("{event:?}"),
+        ClusterEvent::Delivered { token, .. } => Some(*token),
         ClusterEvent::Topic { .. } | ClusterEvent::Trouble(_) | ClusterEvent::Throttled(_) => None,
+        _ => panic!("{event:?}"),
     };
     events.iter().filter_map(token).collect()
 }
@@ -155,6 +201,8 @@ mod simulated_cluster {
         for seed in 0..20 {
             let (mut cluster, brokers) = simulated::cluster(seed);
             check(&mut cluster, &brokers);
+            let (mut cluster, brokers) = simulated::cluster(seed);
+            check_transactions(&mut cluster, &brokers);
         }
     }
 }

@@ -9,24 +9,47 @@ use crate::replicate::tests::stream;
 
 fn cursor(generation: u64, next: u64, lanes: &[(&str, i32, i64)]) -> Cursor {
     let lanes = lanes.iter().map(|&(name, p, offset)| ((stream(name), PartitionId(p)), Offset(offset)));
-    Cursor { generation, next: EntrySeq(next), begun: EntrySeq(next + 9), acknowledged: lanes.collect() }
+    Cursor {
+        generation,
+        next: EntrySeq(next),
+        begun: EntrySeq(next + 9),
+        acknowledged: lanes.collect(),
+        ..Cursor::default()
+    }
 }
 
-/// Written by version 0.1.0; must load for ever.
-const GOLDEN: &[u8] = include_bytes!("testdata/cursor-v1.bin");
+/// Of the first version, and of this one; both must load for ever.
+const GOLDEN_V1: &[u8] = include_bytes!("testdata/cursor-v1.bin");
+const GOLDEN: &[u8] = include_bytes!("testdata/cursor-v2.bin");
 
 fn golden() -> Cursor {
     cursor(7, 4_711, &[("dead-letter", 0, 1), ("occupancy", 0, 9_000), ("occupancy", 3, 1 << 40)])
 }
 
+fn golden_with_intent() -> Cursor {
+    let intent = Intent {
+        next: EntrySeq(4_720),
+        acknowledged: cursor(0, 0, &[("dead-letter", 0, 2), ("vehicle", 1, 1)]).acknowledged,
+        last: Some(LastRecord {
+            topic: "prod.vehicle".into(),
+            partition: PartitionId(1),
+            kafka_offset: 1 << 33,
+            offset: Some(Offset(0)),
+        }),
+    };
+    let log = NonZeroU64::new(0x0123_4567_89ab_cdef).map(LogId);
+    Cursor { log, transaction: 42, intent: Some(intent), ..golden() }
+}
+
 #[test]
-fn golden_cursor_still_loads() {
-    assert_eq!(Cursor::decode(GOLDEN), Some(golden()));
+fn golden_cursors_still_load() {
+    assert_eq!(Cursor::decode(GOLDEN_V1), Some(golden()));
+    assert_eq!(Cursor::decode(GOLDEN), Some(golden_with_intent()));
 }
 
 #[test]
 fn encoding_is_the_golden_one() {
-    assert_eq!(golden().encode(), GOLDEN);
+    assert_eq!(golden_with_intent().encode(), GOLDEN);
 }
 
 #[test]
@@ -95,13 +118,36 @@ fn more_partitions_than_a_slot_holds_leave_their_offsets_out() {
 }
 
 prop_compose! {
+    fn any_offsets()(
+        lanes in prop::collection::btree_map(("[a-z.-]{1,20}", 0..64i32), 0..i64::MAX, 0..20),
+    ) -> Acknowledged {
+        lanes.into_iter().map(|((name, p), o)| ((stream(&name), PartitionId(p)), Offset(o))).collect()
+    }
+}
+
+prop_compose! {
+    fn any_last()(topic in "[a-z.]{1,249}", partition: i32, kafka_offset: i64, offset in prop::option::of(0..i64::MAX)) -> LastRecord {
+        LastRecord { topic, partition: PartitionId(partition), kafka_offset, offset: offset.map(Offset) }
+    }
+}
+
+prop_compose! {
+    fn any_intent()(next: u64, acknowledged in any_offsets(), last in prop::option::of(any_last())) -> Intent {
+        Intent { next: EntrySeq(next), acknowledged, last }
+    }
+}
+
+prop_compose! {
     fn any_cursor()(
         generation: u64,
         next: u64,
-        lanes in prop::collection::btree_map(("[a-z.-]{1,20}", 0..64i32), 0..i64::MAX, 0..20),
+        acknowledged in any_offsets(),
+        log: u64,
+        transaction: u64,
+        intent in prop::option::of(any_intent()),
     ) -> Cursor {
-        let lanes = lanes.into_iter().map(|((name, p), o)| ((stream(&name), PartitionId(p)), Offset(o)));
-        Cursor { generation, next: EntrySeq(next), begun: EntrySeq(next), acknowledged: lanes.collect() }
+        let log = NonZeroU64::new(log).map(LogId);
+        Cursor { generation, next: EntrySeq(next), begun: EntrySeq(next), acknowledged, log, transaction, intent }
     }
 }
 

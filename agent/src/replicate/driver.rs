@@ -10,10 +10,10 @@ use std::{
 
 use super::{
     Cluster, Cursor, CursorFile, Held, LogEnd, LogReader, PartitionsOf, ReplicateMetrics, Replicator,
-    Settings,
+    Settings, TRANSACTION_TIMEOUT, TransactionSettings,
 };
 use crate::{
-    config,
+    config::{self, Delivery},
     env::{Clock, Entropy, Monotonic},
     log::{BatchGroup, EntrySeq},
 };
@@ -83,6 +83,13 @@ pub fn run(replicate: Replicate) -> Summary {
         held: replicate.held,
         log_drops: replicate.log_drops,
         catch_up_bytes_per_second: replicate.config.catch_up_bytes_per_second,
+        transactions: match replicate.config.delivery {
+            Delivery::ExactlyOnce => Some(TransactionSettings {
+                interval: replicate.config.transaction_interval,
+                timeout: TRANSACTION_TIMEOUT,
+            }),
+            Delivery::AtLeastOnce => None,
+        },
     };
     let metrics = replicate.metrics;
     metrics.damaged_cursor_slots.inc_by(file.damaged_slots());
@@ -103,6 +110,7 @@ pub fn run(replicate: Replicate) -> Summary {
             file,
             durable: cursor.unwrap_or_default(),
             failing: false,
+            trimmed: EntrySeq(0),
             interval: CURSOR_INTERVAL_MIN.min(replicate.config.cursor_interval),
             interval_max: replicate.config.cursor_interval,
             due: now,
@@ -131,6 +139,8 @@ struct CursorKeeper {
     durable: Cursor,
     /// The last write failed, which was told.
     failing: bool,
+    /// What the log was told to trim.
+    trimmed: EntrySeq,
     /// To the next write.
     interval: Duration,
     interval_max: Duration,
@@ -145,7 +155,7 @@ impl Driver {
                 self.wait(now);
             }
         }
-        self.replicator.probe(true);
+        self.replicator.drain();
         let deadline = self.clock.monotonic() + shutdown_flush;
         loop {
             let now = self.clock.monotonic();
@@ -192,10 +202,16 @@ impl Driver {
             self.replicator.on_read(now, outcome.ok());
         }
         // A disk that fails is no reason to keep the data from Kafka.
-        if self.replicator.has_begun_beyond(self.keeper.durable.begun) && !self.keeper.failing {
+        if self.replicator.outruns(&self.keeper.durable) && !self.keeper.failing {
             self.keep_cursor();
         }
         progress |= self.replicator.pump(now, self.clock.wall().at, self.cluster.as_mut());
+        if self.replicator.prepare_commit() {
+            // Kafka's group says the same, as long as it remembers; so here too a disk that fails is no reason to wait.
+            self.write_cursor();
+            self.replicator.commit(self.cluster.as_mut());
+            progress = true;
+        }
         if self.keeper.due <= now {
             self.keep_cursor();
             self.keeper.due = now + self.keeper.interval;
@@ -248,16 +264,31 @@ impl Driver {
     /// the same: a full disk must be able to drain, and a cursor below the log's first entry is harmless (see
     /// [`LogReader::read`]).
     fn keep_cursor(&mut self) -> bool {
-        let mut cursor = self.replicator.cursor();
+        let cursor = self.replicator.cursor();
         let durable = &self.keeper.durable;
-        let says_all = (cursor.next, &cursor.acknowledged) == (durable.next, &durable.acknowledged);
-        if says_all && !self.replicator.has_begun_beyond(durable.begun) {
-            return true;
+        let says_all = (cursor.next, &cursor.acknowledged, &cursor.intent)
+            == (durable.next, &durable.acknowledged, &durable.intent);
+        let is_durable = says_all && !self.replicator.outruns(durable);
+        if !is_durable {
+            self.write_cursor();
+            self.keeper.interval = (self.keeper.interval * 2).min(self.keeper.interval_max);
         }
+        // Transactions write it too.
+        if self.keeper.trimmed < cursor.next {
+            self.reader.trim(cursor.next);
+            self.keeper.trimmed = cursor.next;
+        }
+        is_durable || !self.keeper.failing
+    }
+
+    /// Writes the cursor.
+    fn write_cursor(&mut self) {
+        let mut cursor = self.replicator.cursor();
         let result = self.keeper.file.write(&mut cursor);
         match &result {
             Ok(()) => {
                 self.metrics.cursor_writes.inc();
+                self.keeper.durable = cursor;
             }
             Err(error) => {
                 self.metrics.cursor_write_failures.inc();
@@ -267,13 +298,7 @@ impl Driver {
                 }
             }
         }
-        self.reader.trim(cursor.next);
         self.keeper.failing = result.is_err();
-        self.keeper.interval = (self.keeper.interval * 2).min(self.keeper.interval_max);
-        if result.is_ok() {
-            self.keeper.durable = cursor;
-        }
-        result.is_ok()
     }
 }
 

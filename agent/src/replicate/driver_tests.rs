@@ -165,6 +165,46 @@ fn a_damaged_cursor_is_counted_and_costs_repetitions_alone() {
 }
 
 #[test]
+fn in_transactions_it_arrives_once_is_trimmed_and_leaves_no_doubt_when_idle() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, brokers) = simulated::cluster(6);
+    let config = config::Replicate { delivery: config::Delivery::ExactlyOnce, ..config() };
+    let stage = start(dir.path(), &MemoryLog::default(), Box::new(cluster), config.clone());
+    for n in 0..50 {
+        stage.commit(&group(n, &[("a", 0, i64::try_from(n).unwrap() * 2, 2)]));
+    }
+    let path = dir.path().join(cursor::FILE_NAME);
+    wait_for("trim of everything", || stage.log.0.lock().unwrap().groups.is_empty());
+    let known = || Cursor::load(&path).unwrap().unwrap();
+    wait_for("the end of all doubts", || known().intent.is_none() && known().next == EntrySeq(50));
+    assert_eq!(known().transaction, stage.metrics.transactions.get());
+    let log = stage.log.clone();
+    assert!(stage.stop().caught_up);
+    assert_eq!(offsets(&brokers), (0..100).collect::<Vec<_>>());
+
+    let (cluster, brokers) = simulated::cluster(7);
+    log.0.lock().unwrap().groups.insert(EntrySeq(50), group(50, &[("a", 0, 100, 1)]));
+    assert!(start(dir.path(), &log, Box::new(cluster), config).stop().caught_up);
+    assert_eq!(offsets(&brokers), [100]);
+}
+
+#[test]
+fn in_transactions_too_an_offline_start_takes_what_comes_and_ends_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.delivery = config::Delivery::ExactlyOnce;
+    config.bootstrap_servers = vec![free_address().to_string()];
+    config.shutdown_flush = Duration::from_millis(50);
+    let cluster = KafkaCluster::new(&config, "gw-1").unwrap();
+    let stage = start(dir.path(), &MemoryLog::default(), Box::new(cluster), config);
+    stage.commit(&group(0, &[("a", 0, 0, 1)]));
+    let said = || stage.metrics.health().snapshot().last_error.unwrap_or_default();
+    wait_for("the refusal", || said().contains("Connection refused"));
+    assert_eq!(stage.metrics.lag_records.get(), 1);
+    assert_eq!(stage.stop().acknowledged, EntrySeq(0));
+}
+
+#[test]
 fn a_backlog_is_drained_at_shutdown_and_a_restart_sends_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
     let (cluster, brokers) = simulated::cluster(2);

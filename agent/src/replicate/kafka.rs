@@ -5,7 +5,7 @@ use std::{
     error::Error,
     num::NonZeroU16,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -25,27 +25,32 @@ use serde::Deserialize;
 use super::{
     access::{self, Access},
     cluster::{
-        Cluster, ClusterEvent, DeliveryError, DropReason, Outgoing, ProduceError, Refusal, Token,
-        TopicOutcome,
+        Cluster, ClusterEvent, DeliveryError, DropReason, GroupOffset, Outgoing, ProduceError, Refusal,
+        Token, TopicOutcome,
     },
+    coordinator::{Coordinator, SharedProducer, is_fencing},
+    cursor::LastRecord,
     properties, token,
     topics::{Topics, UNREACHABLE},
 };
 use crate::{
-    config::{Replicate, Sasl, TokenSource},
+    config::{Delivery, Replicate, Sasl, TokenSource},
     env::{Clock as _, SystemClock},
+    record::PartitionId,
 };
 
 /// librdkafka serves one event a poll; a poll of ours takes what is there, up to so many.
 const EVENTS_PER_POLL: usize = 64;
 
-/// An idempotent producer of librdkafka, polled by its owner.
+/// An idempotent producer of librdkafka, transactional or not, polled by its owner.
 pub struct KafkaCluster {
     settings: Replicate,
     /// Without what [`Access`] adds.
     config: ClientConfig,
     gateway: String,
-    producer: Option<BaseProducer<Reports>>,
+    producer: Option<SharedProducer>,
+    /// Of a transactional producer.
+    coordinator: Option<Coordinator>,
     /// What the producer was made with.
     access: Option<Access>,
     /// Why there was no first producer, until somebody is told.
@@ -65,9 +70,11 @@ impl KafkaCluster {
         let client_id = format!("wayside-{gateway}");
         let mut cluster = Self {
             settings: config.clone(),
-            config: properties::producer(config, &client_id),
+            config: properties::producer(config, gateway),
             gateway: gateway.to_owned(),
             producer: None,
+            coordinator: (config.delivery == Delivery::ExactlyOnce)
+                .then(|| Coordinator::new(config, gateway)),
             access: None,
             no_producer: None,
             topics: Topics::new(config.clone(), properties::admin(config, &client_id)),
@@ -159,6 +166,7 @@ impl Cluster for KafkaCluster {
         let first = events.len();
         self.topics.poll(events);
         self.poll_producer(timeout, events);
+        events.extend(self.coordinator.as_mut().and_then(Coordinator::poll));
         for event in &mut events[first..] {
             match event {
                 ClusterEvent::Trouble(reason) => {
@@ -169,7 +177,7 @@ impl Cluster for KafkaCluster {
                     }
                     self.trouble = Some(reason.clone());
                 }
-                ClusterEvent::Delivered(_) => self.trouble = None,
+                ClusterEvent::Delivered { .. } => self.trouble = None,
                 ClusterEvent::Topic { outcome: TopicOutcome::Failed(reason), .. }
                     if reason == UNREACHABLE =>
                 {
@@ -187,15 +195,38 @@ impl Cluster for KafkaCluster {
     }
 
     fn restart(&mut self) -> Result<(), String> {
+        self.coordinator.iter_mut().for_each(Coordinator::give_up);
         // The old one goes first, and with it the queue of its reports.
         self.producer = None;
         let access = Access::read(&self.settings).map_err(|error| error.to_string())?;
         let reports = Reports { token: token_source(&self.settings).cloned(), ..Reports::default() };
         let client = access.applied_to(&self.config);
-        self.producer = Some(client.create_with_context(reports).map_err(|error| client_error(&error))?);
+        let producer = client.create_with_context(reports).map_err(|error| client_error(&error))?;
+        self.producer = Some(Arc::new(producer));
         self.access = Some(access);
         self.trouble = None;
         Ok(())
+    }
+
+    fn init_transactions(&mut self, partitions: Vec<(String, PartitionId)>) {
+        if let (Some(coordinator), Some(producer)) = (&mut self.coordinator, &self.producer) {
+            coordinator.init(Arc::clone(producer), partitions);
+        }
+    }
+
+    fn begin_transaction(&mut self) -> Result<(), String> {
+        let producer = self.producer.as_ref().ok_or("there is no producer")?;
+        producer.begin_transaction().map_err(|error| fatal_reason(producer).unwrap_or(error.to_string()))
+    }
+
+    fn commit_transaction(&mut self, offsets: Vec<GroupOffset>) {
+        if let (Some(coordinator), Some(producer)) = (&mut self.coordinator, &self.producer) {
+            coordinator.commit(Arc::clone(producer), offsets);
+        }
+    }
+
+    fn find(&mut self, record: &LastRecord) {
+        self.coordinator.iter_mut().for_each(|coordinator| coordinator.find(record.clone()));
     }
 }
 
@@ -222,8 +253,7 @@ pub(super) fn token_source(config: &Replicate) -> Option<&TokenSource> {
 /// Gathers what librdkafka calls back with, and gives it tokens.
 #[derive(Default)]
 pub(super) struct Reports {
-    /// Filled and taken by the one thread that polls; librdkafka's trait wants it shareable, so the lock is never
-    /// contended.
+    /// Filled and taken by the thread that polls, and by one that commits, which may serve a late statistic.
     events: Mutex<Vec<ClusterEvent>>,
     /// Something was called back with; librdkafka does not say when its queue is empty.
     served: AtomicBool,
@@ -305,6 +335,7 @@ impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
         let event = match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::Fatal) => ClusterEvent::Fatal(access::explain(reason)),
+            Some(code) if is_fencing(code) => ClusterEvent::Fenced(reason.to_owned()),
             code => {
                 let refused = matches!(code, Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL));
                 self.refused.fetch_or(refused, Ordering::Relaxed);
@@ -320,7 +351,7 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, token: Token) {
         let event = match result {
-            Ok(_) => ClusterEvent::Delivered(token),
+            Ok(record) => ClusterEvent::Delivered { token, kafka_offset: record.offset() },
             Err((error, record)) => {
                 ClusterEvent::Failed { token, error: delivery_error(error, record.topic()) }
             }

@@ -82,6 +82,9 @@ impl Brokers for Mock {
 fn kafka_cluster_keeps_the_contract() {
     let mock = Mock::new();
     contract::check(&mut mock.cluster(), &mock);
+    let mock = Mock::new();
+    let config = Replicate { delivery: Delivery::ExactlyOnce, ..mock.config() };
+    contract::check_transactions(&mut KafkaCluster::new(&config, "gw-1").unwrap(), &mock);
 }
 
 fn deliver(cluster: &mut KafkaCluster, outgoing: &Outgoing<'_>) {
@@ -89,7 +92,9 @@ fn deliver(cluster: &mut KafkaCluster, outgoing: &Outgoing<'_>) {
     let mut events = Vec::new();
     for _ in 0..100 {
         cluster.poll(Duration::from_millis(50), &mut events);
-        if events.contains(&ClusterEvent::Delivered(outgoing.token)) {
+        let is_it =
+            |e: &ClusterEvent| matches!(e, ClusterEvent::Delivered { token, .. } if *token == outgoing.token);
+        if events.iter().any(is_it) {
             return;
         }
     }

@@ -7,6 +7,7 @@ use std::{
 
 use super::{cluster::DropReason, stamp::Stamp};
 use crate::{
+    env::Monotonic,
     log::{BatchGroup, EntrySeq, LogBatch},
     record::{DeviceId, Offset, PartitionId, Record, StreamName},
 };
@@ -39,6 +40,8 @@ pub(super) enum Settled {
 pub(super) struct Sent {
     /// Its place in the lane.
     pub(super) offset: Offset,
+    /// Its partition in Kafka.
+    pub(super) partition: PartitionId,
     /// The entry it came in.
     pub(super) entry: EntrySeq,
     /// As [`Record::size_bytes`].
@@ -138,12 +141,16 @@ pub(super) struct Lane {
     window: Option<Window>,
     /// Records refused together since the producer was started.
     refused: usize,
+    /// Kafka did not take its records in the time of a transaction while it took others': it sits out until then.
+    pub(super) sits_out: Option<Monotonic>,
     /// The record with this offset gets this time or a later one: those before were refused.
     pub(super) restamp: Option<(Offset, Stamp)>,
     /// Offset behind the last record pushed since the last rewind. Unlike `taken`, not moved by what the log dropped.
     pushed: Offset,
     /// Of the records pushed and not acknowledged.
     pub(super) in_flight_bytes: usize,
+    /// Of those that the client does not have.
+    pub(super) pending_bytes: usize,
     pending: VecDeque<Pending>,
     sent: VecDeque<Sent>,
     /// Position of the first in `sent`, counted from the lane's beginning.
@@ -170,9 +177,11 @@ impl Lane {
             tells_of: VecDeque::new(),
             window: None,
             refused: 0,
+            sits_out: None,
             restamp: None,
             pushed: Offset(0),
             in_flight_bytes: 0,
+            pending_bytes: 0,
             pending: VecDeque::new(),
             sent: VecDeque::new(),
             first_position: 0,
@@ -197,6 +206,7 @@ impl Lane {
         }
         let bytes = records.iter().map(Record::size_bytes).sum();
         self.in_flight_bytes += bytes;
+        self.pending_bytes += bytes;
         Pushed { records: records.len(), bytes }
     }
 
@@ -245,6 +255,7 @@ impl Lane {
 
     /// Moves the next record over to those under way.
     pub(super) fn sent(&mut self, sent: Sent) {
+        self.pending_bytes -= sent.size_bytes;
         self.sent.push_back(sent);
         if let Some(window) = &mut self.window {
             window.left -= 1;
@@ -260,6 +271,26 @@ impl Lane {
     pub(super) fn at(&mut self, position: u64) -> Option<&mut Sent> {
         let index = usize::try_from(position.checked_sub(self.first_position)?).ok()?;
         self.sent.get_mut(index)
+    }
+
+    /// Of the records that the client has, whether any is settled and whether any is not.
+    pub(super) fn fared(&self) -> (bool, bool) {
+        let settled = |sent: &Sent| sent.settled.is_some();
+        (self.sent.iter().any(settled), !self.sent.iter().all(settled))
+    }
+
+    /// The records that are settled with all before them.
+    pub(super) fn settled(&self) -> impl Iterator<Item = (&Sent, Settled)> {
+        self.sent.iter().map_while(|sent| Some((sent, sent.settled?)))
+    }
+
+    /// Kafka turns out to have everything before `offset`, or what tells of it. To be rewound; what is missing behind is
+    /// found again.
+    pub(super) fn adopt(&mut self, offset: Offset) {
+        self.acknowledged = self.cursor().max(offset);
+        self.taken = Some(self.acknowledged);
+        self.end = self.end.max(offset);
+        self.untold.clear();
     }
 
     /// Takes the next record that is settled with all before it, and advances over it.
@@ -300,6 +331,7 @@ impl Lane {
         self.sent.clear();
         self.pushed = self.acknowledged;
         self.in_flight_bytes = 0;
+        self.pending_bytes = 0;
     }
 
     /// The log has no more: what is not here was trimmed, or its loss is being told.

@@ -47,6 +47,10 @@ pub struct ReplicateMetrics {
     pub(super) restamped_records: Counter,
     pub(super) errors: Counter,
     pub(super) producer_restarts: Counter,
+    pub(super) transactions: Counter,
+    pub(super) aborted_transactions: Counter,
+    pub(super) undecided_transactions: Counter,
+    pub(super) fenced: Counter,
     pub(super) cursor_writes: Counter,
     pub(super) cursor_write_failures: Counter,
     pub(super) damaged_cursor_slots: Counter,
@@ -153,6 +157,26 @@ impl ReplicateMetrics {
             "Kafka producers that were thrown away after an error",
             m.producer_restarts.clone(),
         );
+        registry.register(
+            "replicate_transactions",
+            "Transactions that Kafka committed",
+            m.transactions.clone(),
+        );
+        registry.register(
+            "replicate_aborted_transactions",
+            "Transactions that were given up; their records go again in others",
+            m.aborted_transactions.clone(),
+        );
+        registry.register(
+            "replicate_undecided_transactions",
+            "Transactions of which nobody knows whether Kafka committed them; their records may be there twice",
+            m.undecided_transactions.clone(),
+        );
+        registry.register(
+            "replicate_fenced",
+            "How often another gateway with the same gateway.id took our place",
+            m.fenced.clone(),
+        );
         registry.register("replicate_cursor_writes", "Durable writes of the cursor", m.cursor_writes.clone());
         registry.register(
             "replicate_cursor_write_failures",
@@ -215,6 +239,8 @@ pub struct HealthSnapshot {
     pub oldest_age_seconds: u64,
     /// What went wrong last, cleared by the next acknowledgement.
     pub last_error: Option<String>,
+    /// Another gateway with the same id has taken our place since the last transaction.
+    pub fenced: bool,
     /// Topics whose streams wait, with what the operator can do.
     pub waiting_topics: BTreeMap<String, String>,
     /// Records dropped since the start, by stream and reason.
@@ -224,7 +250,7 @@ pub struct HealthSnapshot {
 impl HealthSnapshot {
     /// Whether an operator is needed: data waits for something that does not come by itself.
     pub fn needs_operator(&self) -> bool {
-        !self.waiting_topics.is_empty()
+        self.fenced || !self.waiting_topics.is_empty()
     }
 }
 
@@ -240,6 +266,10 @@ impl ReplicateHealth {
         state.lag_entries = entries;
         state.oldest_age_seconds = oldest_age_seconds;
         state.caught_up = caught_up;
+    }
+
+    pub(super) fn fenced(&self, fenced: bool) {
+        self.lock().fenced = fenced;
     }
 
     pub(super) fn acknowledged(&self) {

@@ -9,10 +9,17 @@
 //! * [`cursor`] is the file with the state that survives a restart.
 //!
 //! # What is promised
-//! At least once: no acknowledged record is lost. In order: the first occurrence of each record in its partition comes
-//! in the order of the local offsets, so a consumer that skips what is not above the last `wayside.offset` it saw of a
-//! gateway and partition sees each record once, in order. For that the producer is idempotent, and after *any* failed
-//! delivery it is thrown away with all that it still holds, and everything from the cursor on is sent again.
+//! No acknowledged record is lost, and those of a partition come in the order of the local offsets.
+//!
+//! With `delivery = "exactly-once"` a `read_committed` consumer sees each record once. Records go in transactions under the
+//! id `wayside.<gateway.id>`, and what each covers is in the cursor's file before Kafka is asked to commit it. What became of
+//! the last one Kafka is asked after a crash, also after one that came years ago: see `replicator/transactions.rs`.
+//!
+//! With `at-least-once` the first occurrence of each record comes in order, so a consumer that skips what is not above the
+//! last `wayside.offset` it saw of a gateway and partition sees each record once.
+//!
+//! In both the producer is idempotent, and after *any* failed delivery it gives up all that it still holds, and everything
+//! from the cursor on is sent again.
 //!
 //! # What is dropped
 //! Only a record that Kafka can never take: sent alone it was refused for its size or its contents. It would hold up all
@@ -35,12 +42,19 @@
 //! overtook is not sent again.
 //!
 //! A broker that throttles for a quota reads no more from the connection for that time (KIP-219; librdkafka does not
-//! hold back by itself). What is in flight waits, bounded, without a time limit; live records wait with it.
+//! hold back by itself). What is in flight waits, bounded; live records wait with it. Without transactions there is no limit in
+//! time; what does not get through in the time of a transaction ([`TRANSACTION_TIMEOUT`]) goes in smaller ones.
 //!
 //! # Known weaknesses
 //! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
 //! stay in flight; once they fill most of `in_flight_bytes`, no backlog of others is read either. Their live records go on
 //! as long as all of them found room in memory. The data is safe in the log.
+//!
+//! There is one transaction at a time. A partition that has lost its leader holds up all others until the transaction times
+//! out; then it sits out for half a minute, and so on.
+//!
+//! A gap that tells of a hole in the log may come twice, shortened by a record, after a crash between its transaction and that
+//! of what is behind the hole.
 //!
 //! A quota far below what is in flight makes brokers throttle for longer than librdkafka waits for an answer
 //! (`socket.timeout.ms`, a minute): it then connects anew and sends again. Nothing is lost or doubled, but the quota is
@@ -54,6 +68,7 @@
 
 mod access;
 pub mod cluster;
+mod coordinator;
 pub mod cursor;
 mod driver;
 mod held;
@@ -71,7 +86,7 @@ mod token;
 mod topic;
 mod topics;
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc, time::Duration};
 
 pub use cluster::Cluster;
 pub use cursor::{Cursor, CursorFile};
@@ -107,7 +122,22 @@ pub struct Settings {
     pub log_drops: bool,
     /// How fast a backlog shrinks, in bytes of records per second; 0 is no limit.
     pub catch_up_bytes_per_second: u64,
+    /// Exactly once; without, at least once.
+    pub transactions: Option<TransactionSettings>,
 }
+
+/// How records are put into transactions.
+#[derive(Clone, Copy, Debug)]
+pub struct TransactionSettings {
+    /// Shortest time between the beginnings of two, unless there is enough for a full one.
+    pub interval: Duration,
+    /// Kafka ends one that is open for so long.
+    pub timeout: Duration,
+}
+
+/// Kafka's `transaction.timeout.ms`: so long at most `read_committed` consumers wait for a gateway that died while it had a
+/// transaction open. What a slow uplink does not bring over in that time is tried in smaller transactions.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the log holds when replication starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

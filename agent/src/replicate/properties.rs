@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use rdkafka::ClientConfig;
 
-use crate::config::{Compression, Replicate};
+use super::TRANSACTION_TIMEOUT;
+use crate::config::{Compression, Delivery, Replicate};
 
 /// Properties that `[replicate] properties` may not set: they carry the promises, or have a key of their own.
 pub const PROTECTED_PROPERTIES: &[&str] = &[
@@ -17,6 +18,8 @@ pub const PROTECTED_PROPERTIES: &[&str] = &[
     "delivery.timeout.ms",
     "enable.gapless.guarantee",
     "enable.idempotence",
+    "group.id",
+    "isolation.level",
     "linger.ms",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
@@ -30,6 +33,7 @@ pub const PROTECTED_PROPERTIES: &[&str] = &[
     "request.required.acks",
     "retries",
     "test.mock.num.brokers",
+    "transaction.timeout.ms",
     "transactional.id",
 ];
 
@@ -110,29 +114,61 @@ fn default(client: &mut ClientConfig, property: &str, value: &str) {
     }
 }
 
-/// The configuration of the producer.
-pub(super) fn producer(config: &Replicate, client_id: &str) -> ClientConfig {
-    let mut client = common(config, client_id);
+/// The configuration of the producer of a gateway.
+pub(super) fn producer(config: &Replicate, gateway: &str) -> ClientConfig {
+    let mut client = common(config, &format!("wayside-{gateway}"));
     client
         .set("enable.idempotence", "true")
-        // A batch that failed for good stops the producer; else later batches would overtake its repetition.
-        .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
         .set("max.in.flight.requests.per.connection", "5")
-        // No time limit: the length of an outage does not matter.
-        .set("message.timeout.ms", "0")
         .set("compression.type", compression(config.compression))
         // A gateway has more bandwidth than CPU. lz4's levels above 0 are slow ones, and "none" has none.
         .set("compression.level", if config.compression == Compression::Zstd { "1" } else { "0" })
-        .set("linger.ms", config.linger.as_millis().to_string())
         .set("delivery.report.only.error", "false")
         // Wider than the replicator's own bound, which counts more than librdkafka does per record.
         .set("queue.buffering.max.kbytes", (config.in_flight_bytes / 1024 * 2 + 1024).to_string())
         .set("queue.buffering.max.messages", (config.in_flight_bytes / 64 + 10_000).to_string());
+    match config.delivery {
+        Delivery::ExactlyOnce => {
+            client
+                .set("transactional.id", group(gateway))
+                // And with it `message.timeout.ms`: what is not delivered by then is sent again in another transaction.
+                .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+                // All records of a transaction are handed over at once.
+                .set("linger.ms", "5");
+            // A transaction that follows another closely is told to come again until Kafka has ended that one: with 2 000
+            // records each, 17 500 records/s at the default of 100 ms, 20 700 with this.
+            default(&mut client, "retry.backoff.ms", "20");
+        }
+        Delivery::AtLeastOnce => {
+            client
+                // A batch that failed for good stops the producer; else later batches would overtake its repetition.
+                .set("enable.gapless.guarantee", "true")
+                // No time limit: the length of an outage does not matter.
+                .set("message.timeout.ms", "0")
+                .set("linger.ms", config.linger.as_millis().to_string());
+        }
+    }
     // Batches are closed by bytes and linger; 10 000 records of a short stream would close them early.
     default(&mut client, "batch.num.messages", "100000");
     // Whether a broker throttles is said in the statistics alone.
     default(&mut client, "statistics.interval.ms", "10000");
+    client
+}
+
+/// The name of a gateway's group and of its transactions.
+pub(super) fn group(gateway: &str) -> String {
+    format!("wayside.{gateway}")
+}
+
+/// The configuration of the short-lived consumer that asks for the offsets of a gateway's group, or for one record.
+pub(super) fn consumer(config: &Replicate, gateway: &str) -> ClientConfig {
+    let mut client = common(config, &format!("wayside-{gateway}"));
+    client
+        .set("group.id", group(gateway))
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed");
     client
 }
 
@@ -185,6 +221,6 @@ mod tests {
         assert_eq!(check("batch.num.messages", "500"), Ok(()));
         let mut config = super::super::tests::config();
         config.properties.insert("batch.num.messages".into(), "500".into());
-        assert_eq!(producer(&config, "wayside-gw").get("batch.num.messages"), Some("500"));
+        assert_eq!(producer(&config, "gw").get("batch.num.messages"), Some("500"));
     }
 }

@@ -3,28 +3,29 @@
 mod account;
 mod failures;
 mod holes;
+mod send;
+mod transactions;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slab::Slab;
 
 use holes::Holes;
+use transactions::Transactions;
 
 use super::{
     LogEnd, ReadRequest, Settings,
-    cluster::{Cluster, ClusterEvent, Outgoing, ProduceError, TopicOutcome},
+    cluster::{ClusterEvent, TopicOutcome},
     cursor::Cursor,
-    lane::{Lane, Pushed, Sent, Settled},
+    lane::{Lane, Pushed, Settled},
     metrics::ReplicateMetrics,
     pace::Pace,
     recent::Recent,
-    stamp::{Stamp, skew_us},
     topic::{Topic, TopicState},
 };
 use crate::{
     env::{Entropy, Monotonic},
     log::{BatchGroup, EntrySeq, LogBatch, ReadOutcome},
-    partition::partition_of,
     record::{Offset, PartitionId, Record, StreamName, UnixMicros},
 };
 
@@ -50,7 +51,8 @@ struct Entry {
 ///
 /// The driver calls, in any order: [`offer`](Self::offer) for what was just committed, [`on_event`](Self::on_event) for
 /// what Kafka reports, [`fill`](Self::fill) and [`on_read`](Self::on_read) to take entries, [`pump`](Self::pump) to hand
-/// records over, and [`restart_due`](Self::restart_due) with [`restarted`](Self::restarted) after failures.
+/// records over, [`prepare_commit`](Self::prepare_commit) with [`commit`](Self::commit) to end a transaction, and
+/// [`restart_due`](Self::restart_due) with [`restarted`](Self::restarted) after failures.
 pub struct Replicator {
     settings: Settings,
     entropy: Box<dyn Entropy>,
@@ -88,6 +90,8 @@ pub struct Replicator {
     /// The log is to be asked for more than is known.
     probes: bool,
     holes: Holes,
+    /// Exactly once; without, at least once.
+    transactions: Option<Transactions>,
     /// Offsets below may have been skipped by the log without knowing how many were used.
     floor: Offset,
     /// Where a lane begins that nobody has heard of; `None` if what it had may be acknowledged and gone.
@@ -134,11 +138,18 @@ impl Replicator {
             offered: false,
             probes: false,
             holes: Holes::default(),
+            transactions: None,
             floor: Offset(0),
             new_lane_begins: (log_end.first == EntrySeq(0)).then_some(Offset(0)),
         };
+        let of_this_log = cursor.filter(|cursor| cursor.next <= log_end.next);
+        replicator.transactions = replicator.settings.transactions.map(|settings| {
+            let (in_flight_bytes, entropy) =
+                (replicator.settings.in_flight_bytes, replicator.entropy.as_mut());
+            Transactions::new(settings, of_this_log, in_flight_bytes, entropy)
+        });
         match cursor {
-            Some(cursor) if cursor.next <= log_end.next => {
+            Some(cursor) if of_this_log.is_some() => {
                 replicator.next = cursor.next;
                 replicator.new_lane_begins = Some(Offset(0));
                 for ((stream, partition), offset) in &cursor.acknowledged {
@@ -186,6 +197,12 @@ impl Replicator {
     /// nothing offered later may show the gap. Does nothing if there was no offer since, unless `always`.
     pub fn probe(&mut self, always: bool) {
         self.probes |= std::mem::take(&mut self.offered) || always;
+    }
+
+    /// Nothing more will be offered: asks the log for what it may have, and sends without waiting for more.
+    pub fn drain(&mut self) {
+        self.probe(true);
+        self.transactions.iter_mut().for_each(Transactions::flush);
     }
 
     /// Takes what it can from memory, and says what is to be read from the log to go on.
@@ -351,134 +368,10 @@ impl Replicator {
         all
     }
 
-    /// Hands records to the client as far as it and their topics take them. True if it handed over any.
-    ///
-    /// `wall` is the present time, for records whose own times their topic refuses.
-    pub fn pump(&mut self, now: Monotonic, wall: UnixMicros, cluster: &mut dyn Cluster) -> bool {
-        self.tell(wall);
-        self.ask_for_topics(now, cluster);
-        let mut progress = false;
-        for index in 0..self.lanes.len() {
-            if self.restart_at.is_some() {
-                break;
-            }
-            if self.topics[self.lanes[index].topic].state != TopicState::Ready {
-                continue;
-            }
-            loop {
-                match self.send_next(index, wall, cluster) {
-                    Ok(true) => progress = true,
-                    Ok(false) => break,
-                    Err(ProduceError::NoTopic) => {
-                        self.no_topic(now, index);
-                        break;
-                    }
-                    Err(ProduceError::Failed(reason)) => {
-                        self.fail(now, reason);
-                        break;
-                    }
-                    Err(ProduceError::QueueFull | ProduceError::Undeliverable(_)) => return progress,
-                }
-            }
-        }
-        progress
-    }
-
-    /// Hands over the next record of a lane; false if there is none that may go now.
-    fn send_next(
-        &mut self,
-        index: usize,
-        wall: UnixMicros,
-        cluster: &mut dyn Cluster,
-    ) -> Result<bool, ProduceError> {
-        let lane = &self.lanes[index];
-        let topic = &self.topics[lane.topic];
-        if topic.lanes_share_partitions && self.waits_for_others(index) {
-            return Ok(false);
-        }
-        let Some(next) = lane.next() else { return Ok(false) };
-        let (record, offset, entry) = (next.record, next.offset, next.entry);
-        let first = lane.restamp.filter(|(restamped, _)| *restamped == offset);
-        let first = first.map_or(Stamp::Event, |(_, stamp)| stamp);
-        let (stamp, timestamp) = topic.limits.choose(record, first, wall);
-        // Written when the config said more partitions than the topic has. A device's records on both sides of such a
-        // change have no order anyway, as ever when partitions change in Kafka.
-        let partition = if is_beyond(lane.partition, topic) {
-            partition_of(&record.device, topic.partitions)
-        } else {
-            lane.partition
-        };
-        let slot = self.tokens.vacant_entry();
-        let result = cluster.produce(&Outgoing {
-            topic: &topic.name,
-            partition,
-            record,
-            offset: lane.in_log.then_some(offset),
-            timestamp_ms: timestamp.as_millis(),
-            refused_event_time: record.event_time.filter(|_| stamp != Stamp::Event),
-            token: slot.key(),
-        });
-        let settled = match result {
-            Ok(()) => {
-                slot.insert((index, lane.next_position()));
-                None
-            }
-            Err(ProduceError::Undeliverable(reason)) => Some(Settled::Dropped(reason)),
-            Err(error) => return Err(error),
-        };
-        let alone = lane.sends_alone();
-        let device = (alone || settled.is_some()).then(|| Box::new(record.device.clone()));
-        let sent = Sent {
-            offset,
-            entry,
-            size_bytes: record.size_bytes(),
-            payload_bytes: record.device.as_bytes().len() + record.value.len(),
-            alone,
-            stamp,
-            skew_us: skew_us(timestamp, wall),
-            restamped: timestamp != record.timestamp(),
-            settled,
-            device,
-        };
-        self.sent_bytes += sent.size_bytes;
-        let lane = &mut self.lanes[index];
-        lane.sent(sent);
-        let state =
-            self.entries.get_mut(&entry).expect("a record's entry stays until the record is acknowledged");
-        state.unsent -= 1;
-        if state.unsent == 0 {
-            self.pinned_bytes -= std::mem::take(&mut state.pinned_bytes);
-        }
-        if settled.is_some() {
-            self.advance(index);
-        }
-        Ok(true)
-    }
-
-    /// Whether a lane that may share its Kafka partition must not send now: what is looked for in one lane must not be
-    /// in a batch with what another lane of the topic has under way.
-    fn waits_for_others(&self, index: usize) -> bool {
-        let lane = &self.lanes[index];
-        let mut others =
-            self.lanes.iter().enumerate().filter(|(i, other)| *i != index && other.topic == lane.topic);
-        if lane.is_suspect() {
-            others.any(|(_, other)| other.is_under_way())
-        } else {
-            others.any(|(_, other)| other.is_suspect())
-        }
-    }
-
-    fn ask_for_topics(&mut self, now: Monotonic, cluster: &mut dyn Cluster) {
-        for topic in self.topics.iter_mut().filter(|t| t.is_due(now)) {
-            topic.state = TopicState::Asked;
-            cluster.ensure_topic(&topic.name, topic.partitions);
-        }
-    }
-
     /// Takes a report of the cluster into account.
     pub fn on_event(&mut self, now: Monotonic, event: ClusterEvent) {
         match event {
-            ClusterEvent::Delivered(token) => {
+            ClusterEvent::Delivered { token, kafka_offset } => {
                 if let Some(outage) = self.pace.answered(now, self.entropy.as_mut()) {
                     tracing::info!(
                         outage_ms = outage.lasted.as_millis(),
@@ -490,11 +383,19 @@ impl Replicator {
                     if let Some(sent) = self.lanes[index].at(position) {
                         sent.settled = Some(Settled::Delivered);
                     }
-                    self.advance(index);
+                    if self.transactions.is_some() {
+                        self.delivered_in_transaction(index, position, kafka_offset);
+                    } else {
+                        self.advance(index);
+                    }
                 }
             }
             ClusterEvent::Failed { token, error } => self.on_failed(now, token, error),
             ClusterEvent::Topic { topic, outcome } => self.on_topic(now, &topic, outcome),
+            ClusterEvent::Initialized(offsets) => self.on_initialized(&offsets),
+            ClusterEvent::Found(presence) => self.settle(presence),
+            ClusterEvent::Committed => self.on_committed(now),
+            ClusterEvent::Fenced(reason) => self.on_fenced(now, &reason),
             ClusterEvent::Fatal(reason) => self.fail(now, reason),
             ClusterEvent::Trouble(reason) => self.show_error(reason),
             ClusterEvent::Throttled(time) => {

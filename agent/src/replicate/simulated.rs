@@ -9,7 +9,13 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::cluster::{Cluster, ClusterEvent, DeliveryError, Outgoing, ProduceError, Token, TopicOutcome};
+use super::{
+    cluster::{
+        Cluster, ClusterEvent, DeliveryError, GroupOffset, Outgoing, Presence, ProduceError, Token,
+        TopicOutcome,
+    },
+    cursor::LastRecord,
+};
 use crate::record::{Offset, PartitionId, Record};
 
 /// In place of the offset of a record that the local log does not hold.
@@ -34,6 +40,21 @@ struct Taken {
     appended: Appended,
 }
 
+/// A record in its partition, and the transaction that it is of.
+#[derive(Debug)]
+struct Stored {
+    appended: Appended,
+    transaction: Option<u64>,
+}
+
+/// What was asked of the cluster and is not answered.
+#[derive(Debug)]
+enum Asked {
+    Init(Vec<Place>),
+    Commit(Vec<GroupOffset>),
+    Find(Place, i64),
+}
+
 /// Decides whether a record is refused, and how.
 type Refuses = Box<dyn Fn(&Appended) -> Option<DeliveryError> + Send>;
 
@@ -50,9 +71,17 @@ struct State {
     topics: BTreeMap<String, NonZeroU16>,
     wanted: VecDeque<(String, NonZeroU16)>,
     queues: BTreeMap<Place, VecDeque<Taken>>,
-    partitions: BTreeMap<Place, Vec<Appended>>,
+    partitions: BTreeMap<Place, Vec<Stored>>,
     reports: VecDeque<ClusterEvent>,
     restarts: u64,
+    /// Number of the open transaction.
+    open: Option<u64>,
+    transactions: u64,
+    aborted: BTreeSet<u64>,
+    asked: Option<Asked>,
+    group: BTreeMap<Place, GroupOffset>,
+    is_fenced: bool,
+    loses_records: bool,
 }
 
 /// The producer's end.
@@ -85,6 +114,13 @@ pub fn cluster(seed: u64) -> (SimulatedCluster, SimulatedBrokers) {
         partitions: BTreeMap::new(),
         reports: VecDeque::new(),
         restarts: 0,
+        open: None,
+        transactions: 0,
+        aborted: BTreeSet::new(),
+        asked: None,
+        group: BTreeMap::new(),
+        is_fenced: false,
+        loses_records: false,
     }));
     (SimulatedCluster { state: Arc::clone(&state) }, SimulatedBrokers { state })
 }
@@ -150,14 +186,39 @@ impl SimulatedBrokers {
         lock(&self.state).topics.get(topic).copied()
     }
 
-    /// What a partition holds, in order.
+    /// What a `read_committed` consumer sees of a partition, in order.
     pub fn partition(&self, topic: &str, partition: PartitionId) -> Vec<Appended> {
-        lock(&self.state).partitions.get(&(topic.to_owned(), partition)).cloned().unwrap_or_default()
+        self.partitions().remove(&(topic.to_owned(), partition)).unwrap_or_default()
     }
 
-    /// Everything that any partition ever held.
+    /// The same of all partitions.
     pub fn partitions(&self) -> BTreeMap<(String, PartitionId), Vec<Appended>> {
-        lock(&self.state).partitions.clone()
+        let state = lock(&self.state);
+        let committed = |stored: &&Stored| stored.transaction.is_none_or(|number| state.is_committed(number));
+        let seen = |held: &Vec<Stored>| held.iter().filter(committed).map(|s| s.appended.clone()).collect();
+        state.partitions.iter().map(|(place, held)| (place.clone(), seen(held))).collect()
+    }
+
+    /// The group's offsets expire.
+    pub fn forget_group(&self) {
+        lock(&self.state).group.clear();
+    }
+
+    /// What the group holds is changed.
+    pub fn change_group(&self, change: impl Fn(&mut GroupOffset)) {
+        lock(&self.state).group.values_mut().for_each(change);
+    }
+
+    /// Another producer with the same `transactional.id` begins: the open transaction is aborted.
+    pub fn fence(&self) {
+        let mut state = lock(&self.state);
+        state.end(false);
+        state.is_fenced = true;
+    }
+
+    /// While lost, no record is found in its place any more.
+    pub fn lose_records(&self, lose: bool) {
+        lock(&self.state).loses_records = lose;
     }
 
     /// How often the producer was restarted.
@@ -176,7 +237,10 @@ impl State {
             return;
         }
         let exists = self.topics.get(&place.0).is_some_and(|count| place.1.0 < i32::from(count.get()));
-        let error = if !exists {
+        let error = if self.is_fenced {
+            self.reports.push_back(ClusterEvent::Fenced("fenced".into()));
+            Some(DeliveryError::Other("fenced".into()))
+        } else if !exists {
             Some(DeliveryError::NoTopic)
         } else if let Some(reason) = self.fails_next.take() {
             Some(DeliveryError::Other(reason))
@@ -186,9 +250,10 @@ impl State {
         match error {
             None => {
                 let partition = self.partitions.entry(place.clone()).or_default();
-                for taken in batch {
-                    partition.push(taken.appended);
-                    self.reports.push_back(ClusterEvent::Delivered(taken.token));
+                for Taken { token, appended } in batch {
+                    let kafka_offset = i64::try_from(partition.len()).unwrap_or(i64::MAX);
+                    partition.push(Stored { appended, transaction: self.open });
+                    self.reports.push_back(ClusterEvent::Delivered { token, kafka_offset });
                 }
             }
             Some(error) => {
@@ -200,6 +265,53 @@ impl State {
                 self.reports.extend(failed.map(|(t, error)| ClusterEvent::Failed { token: t.token, error }));
             }
         }
+    }
+
+    fn is_committed(&self, transaction: u64) -> bool {
+        self.open != Some(transaction) && !self.aborted.contains(&transaction)
+    }
+
+    /// Ends the open transaction, if there is one.
+    fn end(&mut self, commit: bool) {
+        if let Some(open) = self.open.take()
+            && !commit
+        {
+            self.aborted.insert(open);
+        }
+    }
+
+    /// Commits the open transaction with `offsets`.
+    fn commit(&mut self, offsets: Vec<GroupOffset>) {
+        self.end(true);
+        self.group.extend(offsets.into_iter().map(|o| ((o.topic.clone(), o.partition), o)));
+    }
+
+    fn answer_asked(&mut self) {
+        let answer = match self.asked.take() {
+            None => return,
+            Some(Asked::Init(places)) => {
+                self.end(false);
+                let held = places.iter().filter_map(|place| self.group.get(place).cloned());
+                ClusterEvent::Initialized(held.collect())
+            }
+            Some(Asked::Commit(_)) if self.is_fenced => {
+                self.fatal = true;
+                ClusterEvent::Fenced("fenced".into())
+            }
+            Some(Asked::Commit(offsets)) => {
+                self.commit(offsets);
+                ClusterEvent::Committed
+            }
+            Some(Asked::Find(..)) if self.loses_records => ClusterEvent::Found(Presence::Unknown),
+            Some(Asked::Find(place, kafka_offset)) => {
+                let index = usize::try_from(kafka_offset).unwrap_or(usize::MAX);
+                let found = self.partitions.get(&place).and_then(|held| held.get(index));
+                let number = found.and_then(|stored| stored.transaction);
+                let there = number.is_some_and(|number| self.is_committed(number));
+                ClusterEvent::Found(if there { Presence::Committed } else { Presence::Absent })
+            }
+        };
+        self.reports.push_back(answer);
     }
 
     fn answer_topics(&mut self, events: &mut Vec<ClusterEvent>) {
@@ -246,6 +358,7 @@ impl Cluster for SimulatedCluster {
             let index = state.rng.random_range(0..places.len());
             state.append(&places.swap_remove(index));
         }
+        state.answer_asked();
         if !state.holds_reports {
             events.extend(state.reports.drain(..));
         }
@@ -261,6 +374,37 @@ impl Cluster for SimulatedCluster {
         state.reports.clear();
         state.fatal = false;
         state.restarts += 1;
+        let was_fenced = std::mem::take(&mut state.is_fenced);
+        // Kafka may have got it, and will do it or not.
+        if let Some(Asked::Commit(offsets)) = state.asked.take()
+            && !was_fenced
+            && state.rng.random()
+        {
+            state.commit(offsets);
+        }
         Ok(())
+    }
+
+    fn init_transactions(&mut self, partitions: Vec<(String, PartitionId)>) {
+        lock(&self.state).asked = Some(Asked::Init(partitions));
+    }
+
+    fn begin_transaction(&mut self) -> Result<(), String> {
+        let mut state = lock(&self.state);
+        if state.fatal {
+            return Err("fatal".into());
+        }
+        state.transactions += 1;
+        state.open = Some(state.transactions);
+        Ok(())
+    }
+
+    fn commit_transaction(&mut self, offsets: Vec<GroupOffset>) {
+        lock(&self.state).asked = Some(Asked::Commit(offsets));
+    }
+
+    fn find(&mut self, record: &LastRecord) {
+        let place = (record.topic.clone(), record.partition);
+        lock(&self.state).asked = Some(Asked::Find(place, record.kafka_offset));
     }
 }

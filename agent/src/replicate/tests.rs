@@ -12,13 +12,15 @@ use crate::{
     },
 };
 
-/// `[replicate]` for tests: no linger, no replicas.
+/// `[replicate]` for tests: no linger, no replicas, no transactions.
 pub(crate) fn config() -> config::Replicate {
     config::Replicate {
         bootstrap_servers: vec!["127.0.0.1:1".into()],
         replication_factor: 1,
         min_insync_replicas: 1,
         compression: config::Compression::None,
+        delivery: config::Delivery::AtLeastOnce,
+        transaction_interval: Duration::ZERO,
         linger: Duration::ZERO,
         in_flight_bytes: 1024 * 1024,
         catch_up_bytes_per_second: 0,

@@ -113,6 +113,13 @@ impl Worker {
         Self { settings, config }
     }
 
+    /// The same for clients with another property.
+    pub(super) fn with(&self, property: &str, value: &str) -> Self {
+        let mut other = self.clone();
+        other.config.set(property, value);
+        other
+    }
+
     fn run(&self, wanted: Vec<Wanted>, answers: &Sender<ClusterEvent>) {
         let admin = self.client(LogContext, Admin::inner);
         let mut unreachable = admin.as_ref().err().cloned();

@@ -23,7 +23,10 @@ use crate::{
     env::{Clock, Monotonic},
     intake::{Intake, IntakeEvent, SourceIndex},
     log::{BatchGroup, EntrySeq, Log, LogMetrics, LogOptions},
-    replicate::{Cluster, Cursor, Held, LogEnd, ReplicateMetrics, Replicator, Settings},
+    replicate::{
+        Cluster, Cursor, Held, LogEnd, ReplicateMetrics, Replicator, Settings, TRANSACTION_TIMEOUT,
+        TransactionSettings,
+    },
     source::{mqtt::simulated::SimulatedSession, serial::simulated::SimulatedPort},
 };
 
@@ -32,6 +35,9 @@ const FEED_GROUPS_MAX: usize = 4;
 
 /// Time between two writes of the cursor.
 const CURSOR_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Time between the beginnings of two transactions.
+const TRANSACTION_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Largest record.
 const RECORD_BYTES_MAX: usize = 4096;
@@ -67,8 +73,7 @@ impl Agent {
         let log_metrics = LogMetrics::register(&mut registry);
         let commit_metrics = CommitMetrics::register(&mut registry);
         let cursor = outside.cursor.clone();
-        let (next_seq_min, offsets_min) =
-            cursor.as_ref().map(|cursor| (cursor.next, cursor.acknowledged.clone())).unwrap_or_default();
+        let (next_seq_min, offsets_min) = cursor.as_ref().map(Cursor::beyond).unwrap_or_default();
         let options = LogOptions {
             group_bytes: 1024,
             limit_bytes: outside.limit_bytes,
@@ -113,6 +118,10 @@ impl Agent {
             held,
             log_drops: false,
             catch_up_bytes_per_second: 0,
+            transactions: outside.transactions.then_some(TransactionSettings {
+                interval: TRANSACTION_INTERVAL,
+                timeout: TRANSACTION_TIMEOUT,
+            }),
         };
         let entropy = Box::new(SimulatedEntropy::new(entropy_seed));
         let metrics = ReplicateMetrics::default();
@@ -180,10 +189,14 @@ impl Agent {
             let outcome = answered.try_recv().expect("the owner answers");
             self.replicator.on_read(now, outcome.ok());
         }
-        if self.replicator.has_begun_beyond(self.durable.begun) {
+        if self.replicator.outruns(&self.durable) {
             self.keep_cursor(outside);
         }
         self.replicator.pump(now, outside.clock.wall().at, &mut outside.cluster);
+        if self.replicator.prepare_commit() {
+            self.keep_cursor(outside);
+            self.replicator.commit(&mut outside.cluster);
+        }
         if self.cursor_due <= now {
             self.keep_cursor(outside);
             self.cursor_due = now + CURSOR_INTERVAL;

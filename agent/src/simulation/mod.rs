@@ -96,6 +96,8 @@ pub struct Scenario {
     pub steps: u32,
     /// The weather.
     pub faults: Faults,
+    /// Records go to Kafka in transactions.
+    pub transactions: bool,
     /// Kafka must hold nothing twice, whatever happened.
     pub exactly_once: bool,
 }
@@ -104,7 +106,9 @@ impl Scenario {
     /// The scenario of `seed`.
     pub fn of(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        Self { seed, steps: rng.random_range(50..400), faults: Faults::of(&mut rng), exactly_once: false }
+        let (steps, faults) = (rng.random_range(50..400), Faults::of(&mut rng));
+        let transactions = rng.random_bool(0.75);
+        Self { seed, steps, faults, transactions, exactly_once: transactions }
     }
 
     /// Runs it.
@@ -154,8 +158,11 @@ impl Scenario {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, steps, faults, exactly_once } = self;
+        let Self { seed, steps, faults, transactions, exactly_once } = self;
         write!(f, "seed {seed}: {steps} turns, {faults:?}")?;
+        if *transactions {
+            f.write_str(", transactions")?;
+        }
         if *exactly_once { f.write_str(", exactly once") } else { Ok(()) }
     }
 }

@@ -96,6 +96,8 @@ pub(super) struct Outside {
     pub(super) disk: SimulatedDisk,
     pub(super) epoch_bytes: u64,
     pub(super) limit_bytes: u64,
+    /// Records go to Kafka in transactions.
+    pub(super) transactions: bool,
     /// The cursor's file.
     pub(super) cursor: Option<Cursor>,
     pub(super) cluster: SimulatedCluster,
@@ -127,6 +129,7 @@ impl World {
             disk: SimulatedDisk::new(),
             epoch_bytes: rng.random_range(1000..8000),
             limit_bytes: if rng.random_bool(0.3) { rng.random_range(8_000..30_000) } else { u64::MAX },
+            transactions: scenario.transactions,
             cursor: None,
             cluster,
         };
@@ -157,7 +160,7 @@ impl World {
             left = left.checked_sub(1).ok_or_else(|| self.why_not_settled())?;
             self.turn()?;
         }
-        // Repetitions are Kafka's business until its transactions are: a crash or a new producer sends again.
+        // Without transactions a crash or a new producer sends again.
         let may_repeat = !exactly_once && (self.crashes > 0 || self.brokers.restarts() > 1);
         let counts = self.ledger.check(self.brokers.partitions(), may_repeat)?;
         Ok(Summary {

@@ -113,6 +113,9 @@ pub struct ReplicateReport {
     pub backlog_age_seconds: u64,
     /// The last thing that went wrong, until something went right again.
     pub last_error: Option<String>,
+    /// Whether another gateway with the same id has taken our place in Kafka.
+    #[serde(default)]
+    pub fenced: bool,
     /// Topics whose streams wait, with what the operator can do.
     pub waiting_topics: BTreeMap<String, String>,
 }
@@ -160,6 +163,7 @@ impl HealthReport {
             && !commit.failing
             && !commit.waiting
             && replicate.last_error.is_none()
+            && !replicate.fenced
             && replicate.waiting_topics.is_empty();
         Self {
             status: if well { Status::Ok } else { Status::Degraded },
@@ -186,6 +190,9 @@ impl fmt::Display for HealthReport {
         }
         if self.commit.waiting {
             f.write_str("; the log is full: nothing is acknowledged")?;
+        }
+        if self.replicate.fenced {
+            f.write_str("; another gateway with the same gateway.id writes to Kafka")?;
         }
         let waiting = self.replicate.waiting_topics.values();
         for cause in self.commit.last_error.iter().chain(waiting).chain(&self.replicate.last_error) {
@@ -219,6 +226,7 @@ pub(crate) mod tests {
                 backlog_bytes: 0,
                 backlog_age_seconds: 0,
                 last_error: None,
+                fenced: false,
                 waiting_topics: BTreeMap::new(),
             },
             Vec::new(),

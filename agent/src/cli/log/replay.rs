@@ -29,7 +29,7 @@ use super::{
     record::{Period, Selection},
 };
 use crate::{
-    config::{Config, check},
+    config::{self, Config, Delivery, check},
     env::{SystemClock, SystemEntropy},
     log::{
         BatchGroup, EntrySeq, LogBatch, ReadOutcome,
@@ -92,11 +92,16 @@ pub(super) fn run(replay: &Replay, out: &mut impl Write) -> anyhow::Result<ExitC
     if replay.yes {
         telemetry::init_logging(&config.telemetry);
     }
-    let cluster = || match KafkaCluster::new(&config.replicate, &config.gateway.id) {
+    let cluster = || match KafkaCluster::new(&without_transactions(&config), &config.gateway.id) {
         Ok(cluster) => Ok(Box::new(cluster) as Box<dyn Cluster>),
         Err(reason) => bail!("cannot set up the Kafka client ([replicate]): {reason}"),
     };
     replay_to(replay, &config, cluster, out, &super::signals()?)
+}
+
+/// A replay sends again on purpose; and with the agent's `transactional.id` it would fence the agent.
+fn without_transactions(config: &Config) -> config::Replicate {
+    config::Replicate { delivery: Delivery::AtLeastOnce, ..config.replicate.clone() }
 }
 
 pub(super) fn replay_to(
@@ -186,7 +191,7 @@ fn send(
         reader: Box::new(Range::new(replay.clone(), plan, Arc::clone(&read_records))),
         log_end: LogEnd { first: plan.first, next: plan.end, ..LogEnd::default() },
         cluster,
-        config: config.replicate.clone(),
+        config: without_transactions(config),
         environment: config.gateway.environment.clone(),
         partitions: Arc::new(move |stream| partitions.partitions(stream)),
         held: Held::default(),

@@ -456,6 +456,8 @@ impl Checker {
             replication_factor,
             min_insync_replicas,
             compression: raw.compression,
+            delivery: raw.delivery,
+            transaction_interval: Duration::from_millis(raw.transaction_interval_ms),
             linger: Duration::from_millis(raw.linger_ms),
             in_flight_bytes: size(raw.in_flight_bytes),
             catch_up_bytes_per_second: raw.catch_up_bytes_per_second,

@@ -25,18 +25,24 @@ impl Replicator {
             (offset > Offset(0)).then(|| (key.clone(), offset))
         });
         let ahead = if self.settings.log_drops { BEGUN_AHEAD } else { 0 };
-        Cursor {
-            generation: 0,
+        let mut cursor = Cursor {
             next: self.acknowledged(),
             begun: EntrySeq(self.settings.held.begun().0.saturating_add(ahead)),
             acknowledged: acknowledged.collect(),
+            ..Cursor::default()
+        };
+        if let Some(transactions) = &self.transactions {
+            transactions.say(&mut cursor);
         }
+        cursor
     }
 
-    /// Whether the durable cursor, which says `begun`, must be written before [`pump`](Self::pump) is called: else a
-    /// crash would let the log drop, and tell as missing, what Kafka has got.
-    pub fn has_begun_beyond(&self, begun: EntrySeq) -> bool {
-        self.settings.log_drops && begun < self.settings.held.begun()
+    /// Whether the `durable` cursor must be written again before [`pump`](Self::pump) is called: else a crash would let the
+    /// log drop, and tell as missing, what Kafka has got; or leave a cursor that does not know the log's name in Kafka.
+    pub fn outruns(&self, durable: &Cursor) -> bool {
+        let begun_beyond = self.settings.log_drops && durable.begun < self.settings.held.begun();
+        begun_beyond
+            || self.transactions.as_ref().is_some_and(|transactions| transactions.is_renamed(durable))
     }
 
     /// Records handed to the client that it has not reported.
@@ -65,7 +71,8 @@ impl Replicator {
             TopicState::RetryAt(at) => Some(at),
             _ => None,
         });
-        topics.chain(self.restart_at).chain(self.read_retry_at).chain(self.paced_until).min()
+        let further = [self.restart_at, self.read_retry_at, self.paced_until, self.transaction_due()];
+        topics.chain(further.into_iter().flatten()).min()
     }
 
     /// Brings gauges and health up to date.

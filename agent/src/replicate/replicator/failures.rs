@@ -6,6 +6,7 @@ use super::Replicator;
 use crate::{
     config::Backoff,
     env::Monotonic,
+    log::EntrySeq,
     replicate::{
         cluster::{DeliveryError, Refusal, Token},
         lane::Settled,
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// Delays between attempts at a topic and between restarts of the producer.
-const RETRY: Backoff = Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
+pub(super) const RETRY: Backoff = Backoff { min: Duration::from_millis(250), max: Duration::from_secs(30) };
 
 impl Replicator {
     pub(super) fn on_failed(&mut self, now: Monotonic, token: Token, error: DeliveryError) {
@@ -95,8 +96,9 @@ impl Replicator {
             let delay = self.backoff(failures);
             tracing::warn!(reason, delay_ms = delay.as_millis(), "the Kafka producer is restarted");
             self.restart_at = Some(now + delay);
+            // What fails from now on, fails for that.
+            self.show_error(reason);
         }
-        self.show_error(reason);
     }
 
     pub(super) fn show_error(&mut self, reason: String) {
@@ -114,7 +116,16 @@ impl Replicator {
         self.restart_at = None;
         self.started = now;
         self.metrics.producer_restarts.inc();
-        self.next = self.acknowledged();
+        self.give_up_transaction(now);
+        self.go_back(self.acknowledged());
+        if let Err(reason) = result {
+            self.fail(now, reason);
+        }
+    }
+
+    /// Begins anew at `next`: nothing is under way any more.
+    pub(super) fn go_back(&mut self, next: EntrySeq) {
+        self.next = next;
         self.recent.look_again();
         self.pace.fell_behind(self.lanes.iter().map(|lane| lane.in_flight_bytes).sum());
         self.tokens.clear();
@@ -124,9 +135,6 @@ impl Replicator {
         self.sent_bytes = 0;
         for lane in &mut self.lanes {
             lane.rewind();
-        }
-        if let Err(reason) = result {
-            self.fail(now, reason);
         }
     }
 

@@ -182,6 +182,11 @@ impl Replicator {
         }
     }
 
+    /// Whether there are gaps that were not handed to the client.
+    pub(super) fn has_gaps_to_send(&self) -> bool {
+        !self.holes.waiting.is_empty() || self.lanes.iter().any(|lane| !lane.in_log && lane.pending_bytes > 0)
+    }
+
     /// Nothing is on its way any more and no entry is held. What was told is told again, but for holes that are read
     /// again: they are found again, and may have grown.
     pub(super) fn tell_again(&mut self) {

@@ -1,6 +1,7 @@
 //! Tests of the decisions: every order of commits, reads, failures and restarts keeps the promises.
 
 mod catch_up;
+mod exactly_once;
 mod holes;
 mod property;
 mod refusals;
@@ -11,9 +12,10 @@ use super::*;
 use crate::{
     config::Policy,
     log::{Dropped, KnownOffsets, LogBatch, LostEntries},
+    partition::partition_of,
     replicate::{
         Held,
-        cluster::{DeliveryError, DropReason, Refusal},
+        cluster::{Cluster as _, DeliveryError, DropReason, Refusal},
         simulated::{self, SimulatedBrokers, SimulatedCluster},
         tests::{group, record, stream},
     },
@@ -42,6 +44,8 @@ struct World {
     cluster: SimulatedCluster,
     brokers: SimulatedBrokers,
     durable: Option<Cursor>,
+    /// In the other half of the file.
+    before: Option<Cursor>,
     settings: Settings,
     now: Monotonic,
     wall: UnixMicros,
@@ -78,6 +82,7 @@ impl World {
             cluster,
             brokers,
             durable: None,
+            before: None,
             settings,
             now: Monotonic::default(),
             wall: record("a", 0, 0).received.at,
@@ -118,11 +123,14 @@ impl World {
             self.replicator.settings.held.read(outcome.next);
             self.replicator.on_read(self.now, Some(outcome));
         }
-        let begun = self.durable.as_ref().map_or(EntrySeq(0), |durable| durable.begun);
-        if self.replicator.has_begun_beyond(begun) {
+        if self.replicator.outruns(&self.durable.clone().unwrap_or_default()) {
             self.save_cursor();
         }
         self.replicator.pump(self.now, self.wall, &mut self.cluster);
+        if self.replicator.prepare_commit() {
+            self.write_cursor();
+            self.replicator.commit(&mut self.cluster);
+        }
         let after = self.replicator.cursor();
         assert!(before.next <= after.next, "cursor went back from {before:?} to {after:?}");
         for (lane, offset) in &before.acknowledged {
@@ -233,7 +241,11 @@ impl World {
         let cursor = self.replicator.cursor();
         self.log = self.log.split_off(&cursor.next);
         self.first = self.first.max(cursor.next);
-        self.durable = Some(cursor);
+        self.write_cursor();
+    }
+
+    fn write_cursor(&mut self) {
+        self.before = self.durable.replace(self.replicator.cursor());
     }
 
     fn restart_agent(&mut self) {
@@ -308,6 +320,7 @@ fn settings(in_flight_bytes: usize) -> Settings {
         held: Held::default(),
         log_drops: true,
         catch_up_bytes_per_second: 0,
+        transactions: None,
     }
 }
 
@@ -386,6 +399,7 @@ fn a_cursor_behind_the_logs_end_is_not_used() {
         next: EntrySeq(100),
         begun: EntrySeq(100),
         acknowledged: BTreeMap::from([((stream("a"), PartitionId(0)), Offset(500))]),
+        ..Cursor::default()
     });
     world.commit(&[("a", 0, 2)], false);
     world.restart_agent();

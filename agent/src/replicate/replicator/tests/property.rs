@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{exactly_once::TRANSACTIONS, *};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -18,7 +18,18 @@ enum Op {
     LoseCursor,
     LoseEntry(prop::sample::Index),
     Compact(prop::sample::Index),
-    RestartAgent,
+    Fence,
+    RestartAgent(Harm),
+}
+
+/// What else goes wrong while the agent is not running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    None,
+    /// The half of the cursor's file that was written last is lost.
+    LosesSlot,
+    /// It is off for so long that Kafka has forgotten the offsets of its group.
+    ForgetsGroup,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -41,25 +52,38 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::LoseCursor),
         1 => any::<prop::sample::Index>().prop_map(Op::LoseEntry),
         2 => any::<prop::sample::Index>().prop_map(Op::Compact),
-        1 => Just(Op::RestartAgent),
+        1 => Just(Op::Fence),
+        3 => prop::sample::select(vec![Harm::None, Harm::LosesSlot, Harm::ForgetsGroup])
+            .prop_map(Op::RestartAgent),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
+    /// And in transactions nothing comes twice.
     #[test]
     fn nothing_is_lost_or_reordered_and_nothing_unacknowledged_is_trimmed(
         seed: u64,
+        exactly_once: bool,
         log_drops: bool,
         catch_up_bytes_per_second in prop::sample::select(vec![0, 10_000]),
         ops in prop::collection::vec(op(), 1..80),
     ) {
         let mut world = World::with(
             seed,
-            Settings { log_drops, catch_up_bytes_per_second, ..settings(8 * 1024) },
+            Settings {
+                log_drops,
+                catch_up_bytes_per_second,
+                transactions: exactly_once.then_some(TRANSACTIONS),
+                ..settings(8 * 1024)
+            },
         );
         let mut cursor_was_lost = false;
+        // Kafka makes up for a lost half of the cursor when it has had two transactions since it forgot.
+        let mut group_is_whole_from = 0;
+        // And does so when it is asked, which shows in the next one.
+        let mut made_up_for_from = 0;
         for op in ops {
             match op {
                 Op::LoseEntry(index) if !world.log.is_empty() => {
@@ -87,9 +111,28 @@ proptest! {
                     world.durable = None;
                     cursor_was_lost = true;
                 }
-                Op::RestartAgent => world.restart_agent(),
+                Op::Fence => world.brokers.fence(),
+                Op::RestartAgent(harm) => {
+                    let transactions = world.metrics.transactions.get();
+                    match harm {
+                        Harm::LosesSlot if exactly_once && transactions >= group_is_whole_from => {
+                            cursor_was_lost |= world.before.is_none();
+                            world.durable = world.before.clone();
+                            made_up_for_from = transactions + 1;
+                        }
+                        Harm::ForgetsGroup if transactions >= made_up_for_from => {
+                            world.brokers.forget_group();
+                            group_is_whole_from = transactions + 2;
+                        }
+                        Harm::None | Harm::LosesSlot | Harm::ForgetsGroup => {}
+                    }
+                    world.restart_agent();
+                }
             }
             world.check();
+            if exactly_once && !cursor_was_lost {
+                world.check_once();
+            }
         }
         world.brokers.set_away(false);
         world.brokers.hold_reports(false);
@@ -101,6 +144,9 @@ proptest! {
         world.run_until_caught_up();
         world.step();
         world.check();
+        if exactly_once && !cursor_was_lost {
+            world.check_once();
+        }
         prop_assert_eq!(world.replicator.cursor().next, world.log_end);
         for ((name, partition), end) in world.offsets.clone() {
             let mut known: BTreeSet<i64> = offsets(&world.brokers, name, partition).into_iter().collect();
