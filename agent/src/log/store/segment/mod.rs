@@ -30,8 +30,9 @@
 //! hits. A tail that a power cut has torn is what is behind the last whole frame: it needs no repair, since a start
 //! goes on in a new epoch.
 //!
-//! While it is written the file has room for a whole epoch behind its end (`fallocate`, `FALLOC_FL_KEEP_SIZE`), which
-//! is given back when it is closed: an epoch that has begun does not meet a full disk, and a sync has no blocks to find.
+//! While it is written the file has room for an epoch behind its end (`fallocate`, `FALLOC_FL_KEEP_SIZE`), which is given
+//! back when it is closed: an epoch that has begun seldom meets a full disk, and lies in one piece. A sync still costs
+//! the file system a note of the file's length; to spare it that, every byte would have to be written twice.
 
 mod frame;
 #[cfg(any(test, fuzzing))]
