@@ -152,13 +152,13 @@ impl World {
         for _ in 0..steps {
             self.weather();
             self.load();
-            self.turn()?;
+            self.turn();
         }
         self.clear_up();
         let mut left = SETTLE_STEPS;
         while !self.is_settled() {
             left = left.checked_sub(1).ok_or_else(|| self.why_not_settled())?;
-            self.turn()?;
+            self.turn();
         }
         // Without transactions a crash or a new producer sends again.
         let may_repeat = !exactly_once && (self.crashes > 0 || self.brokers.restarts() > 1);
@@ -240,7 +240,7 @@ impl World {
     }
 
     /// Everybody's turn; a crash may come behind each.
-    fn turn(&mut self) -> Result<(), String> {
+    fn turn(&mut self) {
         let ms = if self.rng.random_bool(0.02) { 2000 } else { self.rng.random_range(0..30) };
         self.outside.clock.advance(Duration::from_millis(ms));
         if self.agent.is_none() {
@@ -249,7 +249,7 @@ impl World {
             self.broker.disconnect();
         }
         for stage in 0..4 {
-            let Some(agent) = &mut self.agent else { return Ok(()) };
+            let Some(agent) = &mut self.agent else { return };
             let clock = &*self.outside.clock;
             match stage {
                 0 => self.wire.talk(&mut self.rng, clock, &mut agent.port, &mut self.ledger),
@@ -261,7 +261,6 @@ impl World {
                 self.crash();
             }
         }
-        Ok(())
     }
 
     fn crash(&mut self) {
