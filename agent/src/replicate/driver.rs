@@ -209,7 +209,7 @@ impl Driver {
         if self.replicator.prepare_commit() {
             // Kafka's group says the same, as long as it remembers; so here too a disk that fails is no reason to wait.
             self.write_cursor();
-            self.replicator.commit(self.cluster.as_mut());
+            self.replicator.commit(now, self.cluster.as_mut());
             progress = true;
         }
         if self.keeper.due <= now {

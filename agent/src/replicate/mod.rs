@@ -51,7 +51,7 @@
 //! as long as all of them found room in memory. The data is safe in the log.
 //!
 //! There is one transaction at a time. A partition that has lost its leader holds up all others until the transaction times
-//! out; then it sits out for half a minute, and so on.
+//! out; then it sits out for half a minute, and so on. Its records stay in flight meanwhile, as above.
 //!
 //! A gap that tells of a hole in the log may come twice, shortened by a record, after a crash between its transaction and that
 //! of what is behind the hole.

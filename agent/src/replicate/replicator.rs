@@ -400,6 +400,7 @@ impl Replicator {
             ClusterEvent::Trouble(reason) => self.show_error(reason),
             ClusterEvent::Throttled(time) => {
                 self.metrics.throttle_seconds.set(time.as_secs_f64());
+                self.transactions.iter_mut().for_each(|t| t.throttle(!time.is_zero()));
             }
         }
     }

@@ -129,7 +129,7 @@ impl World {
         self.replicator.pump(self.now, self.wall, &mut self.cluster);
         if self.replicator.prepare_commit() {
             self.write_cursor();
-            self.replicator.commit(&mut self.cluster);
+            self.replicator.commit(self.now, &mut self.cluster);
         }
         let after = self.replicator.cursor();
         assert!(before.next <= after.next, "cursor went back from {before:?} to {after:?}");

@@ -29,7 +29,7 @@ use crate::{
         Cursor, TransactionSettings,
         cluster::{Cluster, GroupOffset, Presence},
         cursor::{Acknowledged, Intent, LastRecord, LogId},
-        lane::Settled,
+        lane::{Lane, Settled},
     },
 };
 
@@ -85,6 +85,8 @@ pub(super) struct Transactions {
     asks: bool,
     /// When the last one was begun.
     begun: Option<Monotonic>,
+    /// When the coordinators were asked last to begin anew or to commit.
+    asked: Monotonic,
     /// Records of one that is neither committed nor known to be ended may be in Kafka since.
     open_since: Option<Monotonic>,
     /// Most bytes of records in one.
@@ -92,6 +94,8 @@ pub(super) struct Transactions {
     limit_max_bytes: usize,
     /// The next one does not wait for more.
     flushes: bool,
+    /// A broker holds us back for a quota.
+    throttled: bool,
 }
 
 impl Transactions {
@@ -114,10 +118,12 @@ impl Transactions {
             in_doubt: cursor.and_then(|cursor| cursor.intent.clone()),
             asks: log.is_some(),
             begun: None,
+            asked: Monotonic::default(),
             open_since: None,
             limit_bytes,
             limit_max_bytes: limit_bytes,
             flushes: false,
+            throttled: false,
         }
     }
 
@@ -145,6 +151,11 @@ impl Transactions {
         self.flushes = true;
     }
 
+    /// Whether a broker holds us back for a quota.
+    pub(super) fn throttle(&mut self, throttled: bool) {
+        self.throttled = throttled;
+    }
+
     /// A record was handed to the client, or was `dropped` since it takes it never.
     pub(super) fn handed_over(&mut self, topic: usize, partition: PartitionId, dropped: bool) {
         if let Phase::Open(open) = &mut self.phase {
@@ -159,6 +170,11 @@ impl Transactions {
     /// Whether what was open has outlived what Kafka allows: then it was Kafka that ended it.
     pub(super) fn has_timed_out(&self, now: Monotonic) -> bool {
         self.open_since.is_some_and(|since| now.since(since) >= self.settings.timeout)
+    }
+
+    /// Whether an answer is no longer waited for: the client may have lost its way to a coordinator that has moved.
+    fn waits_too_long(&self, now: Monotonic) -> bool {
+        now.since(self.asked) >= self.settings.timeout * 2
     }
 
     /// The producer was given up, and with it what was open. Says whether anything was.
@@ -199,6 +215,7 @@ impl Replicator {
             Phase::New => {
                 cluster.init_transactions(questions);
                 transactions.phase = Phase::Initializing;
+                transactions.asked = now;
                 return true;
             }
             Phase::Gathering if is_due => {
@@ -222,6 +239,11 @@ impl Replicator {
             }
             Phase::Open(open) if open.unreported > 0 && transactions.has_timed_out(now) => {
                 self.fail(now, "Kafka did not take all records of a transaction in time".to_owned());
+                return false;
+            }
+            // What became of it a new producer finds out.
+            Phase::Initializing | Phase::Committing if transactions.waits_too_long(now) => {
+                self.fail(now, "Kafka's coordinators do not answer".to_owned());
                 return false;
             }
             // The client's queue was full.
@@ -282,14 +304,16 @@ impl Replicator {
         if !slow {
             return;
         }
-        if self.lanes.iter().any(|lane| lane.fared().0) {
-            // A partition without a leader: it would hold up all others again.
-            for lane in self.lanes.iter_mut().filter(|lane| lane.fared().1) {
+        // A slow uplink, or a broker that throttles: so much is never taken in time.
+        transactions.limit_bytes = (transactions.limit_bytes / 2).max(LIMIT_BYTES_MIN);
+        // A partition without a leader has none of its records where others have all: it would hold them up again.
+        // One of a broker that throttles looks the same and is not: it gets on.
+        let fared: Vec<_> = self.lanes.iter().map(Lane::fared).collect();
+        let throttled = transactions.throttled;
+        if !throttled && fared.contains(&(true, false)) && !fared.contains(&(true, true)) {
+            for (lane, _) in self.lanes.iter_mut().zip(&fared).filter(|(_, fared)| **fared == (false, true)) {
                 lane.sits_out = Some(now + RETRY.max);
             }
-        } else {
-            // A slow uplink, or a broker that throttles: so much is never taken in time.
-            transactions.limit_bytes = (transactions.limit_bytes / 2).max(LIMIT_BYTES_MIN);
         }
     }
 
@@ -353,11 +377,12 @@ impl Replicator {
     }
 
     /// Asks Kafka to commit what was prepared.
-    pub fn commit(&mut self, cluster: &mut dyn Cluster) {
+    pub fn commit(&mut self, now: Monotonic, cluster: &mut dyn Cluster) {
         let Some(transactions) = &mut self.transactions else { return };
         if let Phase::Delivered(offsets) = &mut transactions.phase {
             cluster.commit_transaction(mem::take(offsets));
             transactions.phase = Phase::Committing;
+            transactions.asked = now;
         }
     }
 

@@ -253,6 +253,18 @@ fn what_a_slow_uplink_does_not_bring_over_in_time_is_tried_in_smaller_transactio
 }
 
 #[test]
+fn a_commit_that_is_never_answered_is_asked_for_by_a_new_producer() {
+    let mut world = world(1);
+    world.commit(&[("a", 0, 10)], true);
+    world.commit_unheard();
+    world.brokers.hold_reports(true);
+    world.run_until("it is given up", |w| w.metrics.aborted_transactions.get() == 1);
+    world.brokers.hold_reports(false);
+    world.run_until_caught_up();
+    assert_eq!(offsets(&world.brokers, "a", 0), (0..10).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_refused_record_aborts_its_transaction_and_is_told_with_what_comes_behind_it() {
     for seed in 0..50 {
         let mut world = world(seed);
