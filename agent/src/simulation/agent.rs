@@ -195,7 +195,7 @@ impl Agent {
         self.replicator.pump(now, outside.clock.wall().at, &mut outside.cluster);
         if self.replicator.prepare_commit() {
             self.keep_cursor(outside);
-            self.replicator.commit(&mut outside.cluster);
+            self.replicator.commit(now, &mut outside.cluster);
         }
         if self.cursor_due <= now {
             self.keep_cursor(outside);
