@@ -78,7 +78,11 @@ debug = \"security,conf,broker\"
 
     certificates.write("kafka.password", KAFKA_PASSWORD);
     agent.wait_health("no permission");
-    kafka.allow("agent", "secure.");
+    for (kind, prefix) in
+        [("--topic", "secure."), ("--transactional-id", "wayside.secure"), ("--group", "wayside.secure")]
+    {
+        kafka.allow("agent", kind, prefix);
+    }
     let mut reader = kafka.reader("secure.occupancy");
     assert_eq!(reader.wait_for(1, PATIENCE)[0].value, READING.as_bytes());
 
@@ -108,7 +112,11 @@ fn every_way_to_prove_who_we_are_is_taken_by_kafka() {
     let certificates = Certificates::new();
     let kafka = SecureKafka::start(&certificates, "agent", KAFKA_PASSWORD);
     kafka.set_password("SCRAM-SHA-256", "agent", KAFKA_PASSWORD);
-    kafka.allow("agent", "proof-");
+    for (kind, prefix) in
+        [("--topic", "proof-"), ("--transactional-id", "wayside.proof-"), ("--group", "wayside.proof-")]
+    {
+        kafka.allow("agent", kind, prefix);
+    }
     certificates.issue("agent");
     certificates.write("password", KAFKA_PASSWORD);
     certificates.write("token", TOKEN);

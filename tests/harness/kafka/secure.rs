@@ -81,11 +81,12 @@ log.retention.ms=-1
         run_tool(&self.open(), "configs", &arguments, "");
     }
 
-    /// Allows `user` everything with topics whose names begin with `prefix`.
-    pub fn allow(&self, user: &str, prefix: &str) {
+    /// Allows `user` everything with what `kind` and `prefix` name: `--topic`, `--group`, `--transactional-id` and how the
+    /// names begin.
+    pub fn allow(&self, user: &str, kind: &str, prefix: &str) {
         let principal = format!("User:{user}");
         let arguments = "--add --force --operation All --resource-pattern-type prefixed --allow-principal";
-        let arguments: Vec<&str> = arguments.split(' ').chain([&*principal, "--topic", prefix]).collect();
+        let arguments: Vec<&str> = arguments.split(' ').chain([&*principal, kind, prefix]).collect();
         run_tool(&self.open(), "acls", &arguments, "");
     }
 
