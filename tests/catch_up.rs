@@ -87,7 +87,7 @@ fn a_broker_that_throttles_is_obeyed_and_gets_everything() {
         agent.metric("wayside_replicate_throttle_seconds").filter(|seconds| *seconds > 0.0)
     });
     load.finish(PATIENCE);
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete_once(5_000);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete(5_000);
     let restarts = agent.metric("wayside_replicate_producer_restarts_total");
     note(&format!(
         "throttled by {throttle_seconds} s; all there after {:?}, {restarts:?} restarts",

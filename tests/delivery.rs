@@ -45,7 +45,7 @@ fn an_outage_of_kafka_with_two_restarts_of_the_agent_loses_nothing() {
     }
     load.finish(PATIENCE);
     cluster.heal();
-    verify(&cluster, agent, &load).assert_complete_once(5_000);
+    verify(&cluster, agent, &load).assert_complete(5_000);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_log_at_its_limit_holds_back_what_comes_and_loses_nothing() {
     let size_bytes = agent.metric("wayside_log_size_bytes").expect("a log has a size");
     assert!(size_bytes < 1.5 * 1_048_576.0, "{size_bytes} bytes");
     cluster.heal();
-    verify(&cluster, agent, &load).assert_complete_once(5_000);
+    verify(&cluster, agent, &load).assert_complete(5_000);
 }
 
 /// `harm` comes to a leader of the topic in the middle of the load.
@@ -81,7 +81,7 @@ fn leader_comes_to_harm(name: &str, harm: impl FnOnce(&mut kafka::Cluster, usize
     let leader = cluster.leader(&topic, 0);
     harm(&mut cluster, leader);
     load.finish(PATIENCE);
-    verify(&cluster, agent, &load).assert_complete_once(5_000);
+    verify(&cluster, agent, &load).assert_complete(5_000);
 }
 
 #[test]

@@ -31,9 +31,9 @@ fn readings_published_by_mqtt_reach_kafka_once_and_in_order() {
         traffic.finish(PATIENCE);
 
         let ledgers = [occupancy.ledger(), traffic.ledger()];
-        sim::verify(&cluster, agent.environment(), &ledgers, PATIENCE).assert_complete_once(3_000);
+        sim::verify(&cluster, agent.environment(), &ledgers, PATIENCE).assert_complete(3_000);
         agent.stop();
-        sim::verify(&cluster, agent.environment(), &ledgers, Duration::ZERO).assert_complete_once(3_000);
+        sim::verify(&cluster, agent.environment(), &ledgers, Duration::ZERO).assert_complete(3_000);
     }
 }
 
@@ -56,9 +56,9 @@ fn readings_of_native_devices_on_a_serial_line_reach_kafka_once_and_in_order() {
     );
     agent.start();
     load.finish(PATIENCE);
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete_once(400);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete(400);
     agent.stop();
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(400);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete(400);
 }
 
 /// The line of a recording: `<receive time> <topic> {"<event>":{...}}`, where the topic may hold spaces.
@@ -120,7 +120,7 @@ partitions = 4
     let topic = agent.topic("hfp");
     cluster.reader(&topic).wait_for(2115, PATIENCE);
     agent.stop();
-    sim::verify(&cluster, agent.environment(), &[replay.ledger()], Duration::ZERO).assert_complete_once(2115);
+    sim::verify(&cluster, agent.environment(), &[replay.ledger()], Duration::ZERO).assert_complete(2115);
     let records = cluster.read(&topic);
     assert_eq!(records.len(), 2115);
     assert_eq!(cluster.read(&agent.topic("dead-letter")), []);

@@ -36,7 +36,7 @@ fn flipped_dropped_and_inserted_bytes_on_a_line_cost_resends_and_nothing_else() 
     agent.start();
     let summary: serde_json::Value = serde_json::from_str(&load.finish(PATIENCE)).unwrap();
     assert!(summary["resent"].as_u64().unwrap() > 0, "the line was not noisy: {summary}");
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete_once(800);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], PATIENCE).assert_complete(800);
     agent.stop();
-    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete_once(800);
+    sim::verify(&cluster, agent.environment(), &[load.ledger()], Duration::ZERO).assert_complete(800);
 }

@@ -88,6 +88,11 @@ fn check_of(lines: &str) -> String {
     format!("{:08x}", CRC_32C.checksum(lines.as_bytes()))
 }
 
+/// `lines` with the one that says that they are as they were written.
+pub(crate) fn sealed(lines: &str) -> String {
+    format!("{lines}crc {}\n", check_of(lines))
+}
+
 /// Whether `dir` says that it is that of `gateway`; false where it does not say, and [`write()`] is due.
 ///
 /// # Errors
@@ -108,8 +113,7 @@ pub fn check(dir: &Path, gateway: &str) -> Result<bool, NotOurs> {
 pub fn write(dir: &Path, gateway: &str) -> io::Result<()> {
     let new = dir.join(format!("{FILE_NAME}.new"));
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    let said = format!("format {FORMAT}\ngateway {gateway}\n");
-    file.write_all(format!("{said}crc {}\n", check_of(&said)).as_bytes())?;
+    file.write_all(sealed(&format!("format {FORMAT}\ngateway {gateway}\n")).as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, dir.join(FILE_NAME))?;
     File::open(dir)?.sync_all()
@@ -130,8 +134,7 @@ mod tests {
         let expected = format!("{path} is that of gateway \"gw-1\", and gateway.id is \"gw-2\": ");
         assert!(said.starts_with(&expected) && said.ends_with(&format!("delete {path}/gateway")), "{said}");
 
-        let later = "format 2\nowner somebody\n";
-        fs::write(dir.path().join(FILE_NAME), format!("{later}crc {}\n", check_of(later))).expect("written");
+        fs::write(dir.path().join(FILE_NAME), sealed("format 2\nowner somebody\n")).expect("written");
         let said = check(dir.path(), "gw-1").expect_err("a later release").to_string();
         assert!(
             said.starts_with(&format!("{path} has format 2, and this release knows 1 at most: install")),

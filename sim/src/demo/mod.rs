@@ -117,7 +117,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("{}", sentence(&verdict));
     }
     let t = &verdict.report.totals;
-    let holds = verdict.report.holds(false) && t.acknowledged > 0;
+    let holds = verdict.report.holds(true) && t.acknowledged > 0;
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

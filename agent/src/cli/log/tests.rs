@@ -372,7 +372,7 @@ fn a_repair_touches_nothing_that_is_whole_and_nothing_while_an_agent_runs() {
 fn a_directory_of_a_later_release_is_not_repaired() {
     let dir = tempfile::tempdir().unwrap();
     drop(two_epochs(dir.path()));
-    fs::write(dir.path().join("gateway"), "format 2\ngateway gw-1\n").unwrap();
+    fs::write(dir.path().join("gateway"), crate::log::identity::sealed("format 2\ngateway gw-1\n")).unwrap();
     let before = files(dir.path());
     let LogCommand::Repair(args) = parse(&["repair", "--yes", "--lose-damaged"], dir.path()) else {
         unreachable!()
