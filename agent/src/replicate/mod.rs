@@ -85,6 +85,7 @@ mod stamp;
 mod token;
 mod topic;
 mod topics;
+mod wall;
 
 use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc, time::Duration};
 

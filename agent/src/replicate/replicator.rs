@@ -22,6 +22,7 @@ use super::{
     pace::Pace,
     recent::Recent,
     topic::{Topic, TopicState},
+    wall::Wall,
 };
 use crate::{
     env::{Entropy, Monotonic},
@@ -78,6 +79,7 @@ pub struct Replicator {
     /// When the producer was restarted last.
     started: Monotonic,
     restart_at: Option<Monotonic>,
+    wall: Wall,
     /// Restarts in a row of producers that did not live long.
     failures: u32,
     /// The health shows an error that the next acknowledgement clears.
@@ -131,6 +133,7 @@ impl Replicator {
             sent_bytes: 0,
             started: Monotonic::default(),
             restart_at: None,
+            wall: Wall::default(),
             failures: 0,
             shows_error: false,
             read_retry_at: None,

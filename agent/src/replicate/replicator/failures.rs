@@ -89,6 +89,11 @@ impl Replicator {
         self.give_up_producer(now, self.failures.saturating_sub(1), reason);
     }
 
+    /// The producer's threads may sleep for as long as the clock was set back. Nobody but those who wait knows them: new ones.
+    pub(super) fn clock_set_back(&mut self, now: Monotonic) {
+        self.give_up_producer(now, 0, "the clock was set back, which librdkafka sleeps through".into());
+    }
+
     /// After a failure everything under way is given up and sent again by a new producer: whatever the old one still
     /// held could otherwise arrive behind its own repetition.
     fn give_up_producer(&mut self, now: Monotonic, failures: u32, reason: String) {

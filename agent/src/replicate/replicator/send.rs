@@ -18,6 +18,9 @@ impl Replicator {
     ///
     /// `wall` is the present time, for records whose own times their topic refuses.
     pub fn pump(&mut self, now: Monotonic, wall: UnixMicros, cluster: &mut dyn Cluster) -> bool {
+        if self.wall.was_set_back(wall) {
+            self.clock_set_back(now);
+        }
         self.tell(wall);
         self.ask_for_topics(now, cluster);
         if self.transactions.is_some() {

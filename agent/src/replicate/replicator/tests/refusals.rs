@@ -135,6 +135,24 @@ fn a_clock_in_1970_that_is_set_and_jumps_by_years_costs_no_record_and_no_order()
     assert_eq!(offsets(&world.brokers, "a", 0), (0..300).collect::<Vec<_>>());
 }
 
+/// librdkafka's threads sleep through the time by which it was set back: the campaign saw nothing sent any more.
+#[test]
+fn after_the_clock_was_set_back_there_is_a_new_producer() {
+    let mut world = World::new(5, 1 << 20);
+    let right = world.wall;
+    commit_at(&mut world, right);
+    world.run_until_caught_up();
+    let restarts = world.brokers.restarts();
+    world.wall = UnixMicros(right.0 + HOUR_US);
+    world.step();
+    world.wall = right;
+    world.run_until("a new producer", |w| w.brokers.restarts() == restarts + 1);
+    commit_at(&mut world, right);
+    world.run_until_caught_up();
+    world.check();
+    assert_eq!(world.brokers.restarts(), restarts + 1);
+}
+
 #[test]
 fn while_the_gateways_clock_is_too_far_ahead_records_wait_and_none_is_dropped() {
     let mut world = World::new(5, 1 << 20);
