@@ -54,8 +54,8 @@ use slab::Slab;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::oneshot,
-    task::{JoinHandle, spawn_blocking},
-    time::sleep,
+    task::{JoinHandle, JoinSet, spawn_blocking},
+    time::{sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, error, info, warn};
@@ -83,6 +83,9 @@ use crate::{
 
 /// Longest time that a shutdown waits for acknowledgements.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time that a shutdown waits for clients to hang up.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Time between two looks at what lives for a limited time: keep-alives, sessions, wills.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -149,6 +152,7 @@ pub async fn run(config: Listener, record_bytes_max: usize, context: SourceConte
         room: None,
         asked: Unacknowledged::default(),
         check: None,
+        leaving: None,
     };
     // Boxed, it does not grow the future that joins the sources.
     let ended = Box::pin(server.run(listener, async move {
@@ -186,6 +190,8 @@ struct Server {
     /// Submissions whose records a policy may drop.
     asked: Unacknowledged<(Ticket, oneshot::Receiver<Places>)>,
     check: CheckUnderWay,
+    /// At the end: those that have got their last and are to hang up.
+    leaving: Option<JoinSet<()>>,
 }
 
 impl Server {
@@ -204,7 +210,7 @@ impl Server {
             let mut wake_at = now + IDLE;
             if let Some(deadline) = drained_at {
                 if (self.room.is_none() && self.broker.unacknowledged() == 0) || now >= deadline {
-                    self.hang_up(now);
+                    self.hang_up(now).await;
                     return Ok(());
                 }
                 wake_at = wake_at.min(deadline);
@@ -422,6 +428,9 @@ impl Server {
         if peer.is_handshaking() {
             self.stage.counters.rejected("tls_handshake", 1);
         }
+        if let Some(leaving) = &mut self.leaving {
+            leaving.spawn(peer.read_to_end());
+        }
     }
 
     /// Sends what was decided, submits what was read, and counts.
@@ -518,8 +527,8 @@ impl Server {
         counters.unacknowledged.set(i64::try_from(self.broker.unacknowledged()).unwrap_or(i64::MAX));
     }
 
-    /// Sends the last acknowledgements and DISCONNECT, as far as the clients take them.
-    fn hang_up(&mut self, now: Monotonic) {
+    /// Sends the last acknowledgements and DISCONNECT, as far as the clients take them, and waits until they have hung up too.
+    async fn hang_up(&mut self, now: Monotonic) {
         let unacknowledged = self.broker.unacknowledged();
         self.broker.shut_down(now, &mut self.stage);
         // No next message comes: what was answered is noted now.
@@ -531,8 +540,12 @@ impl Server {
             // A pipeline that has ended keeps what was noted before.
             let _ = self.submit(reservation);
         }
+        self.leaving = Some(JoinSet::new());
         for key in self.broker.touched() {
             self.send(now, key);
+        }
+        if let Some(mut leaving) = self.leaving.take() {
+            let _ = timeout(LINGER, async { while leaving.join_next().await.is_some() {} }).await;
         }
         self.stage.counters.connected.set(0);
         info!(source = self.config.name, unacknowledged, "no longer listening");

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use rustix::net::sockopt;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
 };
 
@@ -161,6 +161,16 @@ impl Peer {
                 Poll::Ready(_) => return Sent::Broken,
                 Poll::Pending => return Sent::Part,
             }
+        }
+    }
+
+    /// Says that nothing more is sent, and reads what the client still says until it hangs up: left unread, that would make the
+    /// kernel reset the connection, and take from the client the answers that it has not read.
+    pub(super) async fn read_to_end(mut self) {
+        let mut nobody_reads = [0; 256];
+        // A client that is gone already is none to wait for.
+        if self.stream.shutdown().await.is_ok() {
+            while matches!(self.stream.read(&mut nobody_reads).await, Ok(1..)) {}
         }
     }
 

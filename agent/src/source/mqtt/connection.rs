@@ -250,6 +250,23 @@ impl Connection {
         Ok(())
     }
 
+    /// After DISCONNECT: waits until the broker has closed the connection, so that it has read all that was sent. What still
+    /// comes is thrown away; left unread, it would make the kernel reset the connection, and take from the broker what it has
+    /// not read.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: nobody knows what the broker has read.
+    pub(super) async fn closed(&mut self) -> Result<(), ConnectionError> {
+        loop {
+            self.inbound.clear();
+            match self.receive().await {
+                Ok(()) => {}
+                Err(ConnectionError::Closed) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     async fn receive(&mut self) -> Result<(), ConnectionError> {
         self.make_room();
         match self.read.read_buf(&mut self.inbound).await? {

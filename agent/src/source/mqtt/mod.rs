@@ -536,7 +536,11 @@ impl Source {
     /// Sends the last acknowledgements and DISCONNECT, as far as the broker takes them.
     async fn hang_up(&mut self, connection: &mut Connection) {
         connection.writer.disconnect();
-        if !matches!(timeout(DRAIN_TIMEOUT, connection.flush()).await, Ok(Ok(()))) {
+        let sent_and_read = async {
+            connection.flush().await?;
+            connection.closed().await
+        };
+        if !matches!(timeout(DRAIN_TIMEOUT, sent_and_read).await, Ok(Ok(()))) {
             debug!(source = self.config.name, "the broker did not wait for DISCONNECT");
         } else {
             // No next message comes: what was answered is noted now. A pipeline that has ended keeps what was noted before.

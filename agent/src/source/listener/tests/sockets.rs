@@ -276,6 +276,28 @@ fn a_shutdown_leaves_no_word_of_what_it_has_answered() {
     });
 }
 
+/// A socket that is closed with something unread resets the connection: the answer would be lost on its way, and its message sent
+/// again to the next life, which has no word of it.
+#[test]
+fn a_client_that_still_sends_when_the_agent_stops_gets_its_answers() {
+    on_one_thread(async {
+        let (config, mut pipeline) = start(1 << 20);
+        let mut device = Device::connect(&config, "c").await;
+        device.send(&publish_v3(0x32, "room/1", 1, "a")).await;
+        let (ticket, _) = pipeline.record().await;
+        pipeline.shut_down();
+        pipeline.urge().await;
+        // Nobody reads it any more.
+        device.send(&publish_v3(0x32, "room/1", 2, &"b".repeat(50))).await;
+        pipeline.acknowledge(ticket);
+        let mut rest = Vec::new();
+        within("the end", device.0.read_to_end(&mut rest)).await.expect("no reset");
+        assert_eq!(rest, [0x40, 2, 0, 1]);
+        drop(device);
+        pipeline.ended().await;
+    });
+}
+
 #[test]
 fn an_address_that_is_taken_is_told_and_tried_again() {
     on_one_thread(async {
