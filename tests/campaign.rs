@@ -48,6 +48,12 @@ fn a_noisy_line_that_is_unplugged_loses_nothing() {
 }
 
 #[test]
+#[ignore = "needs Kafka and libfaketime: tests/run"]
+fn a_clock_that_jumps_loses_nothing() {
+    holds(What::Clock, 6);
+}
+
+#[test]
 #[ignore = "needs Kafka: tests/run"]
 fn flipped_bits_cost_nothing_that_is_not_told() {
     holds(What::Corrupt, 5);
