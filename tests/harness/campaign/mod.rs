@@ -66,12 +66,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether everything that was acknowledged is in Kafka, once and in order, or told as missing: to the record where the
-    /// agent can know how many there were.
+    /// Whether everything that was acknowledged is in Kafka, once and in order. Flipped bits may take some: then it is told as
+    /// missing, to the record where the agent can know how many there were.
     pub fn holds(&self) -> bool {
         let Self { report, told, .. } = self;
         let lost = report.count("lost");
-        let is_told = lost == told.records || (lost > told.records && told.uncounted > 0);
+        let is_told = match self.what {
+            What::Corrupt => lost == told.records || (lost > told.records && told.uncounted > 0),
+            _ => lost == 0 && *told == Told::default(),
+        };
         is_told && report.is_once_in_order()
     }
 
