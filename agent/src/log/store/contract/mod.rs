@@ -57,6 +57,15 @@ fn write(store: &mut dyn EpochStore, seqs: std::ops::Range<u64>) {
     }
 }
 
+/// Writes synced epochs of 20 entries each; the last one stays open.
+fn write_epochs<const N: usize>(store: &mut dyn EpochStore, firsts: [u64; N]) {
+    for first in firsts {
+        store.create(id(first)).unwrap();
+        write(store, first..first + 20);
+        store.sync().unwrap();
+    }
+}
+
 fn read_all(store: &mut dyn EpochStore, epoch: EpochId, from: u64) -> Vec<StoredEntry> {
     let mut all: Vec<StoredEntry> = Vec::new();
     let mut next = EntrySeq(from);
@@ -157,11 +166,7 @@ fn an_epoch_that_was_synced_is_not_created_over() {
 fn old_epochs_are_read_while_a_new_one_is_written() {
     on_each_engine(|reopen| {
         let mut store = reopen();
-        for first in [0, 20, 40] {
-            store.create(id(first)).unwrap();
-            write(store.as_mut(), first..first + 20);
-            store.sync().unwrap();
-        }
+        write_epochs(store.as_mut(), [0, 20, 40]);
         assert_eq!(store.epochs().unwrap(), [id(0), id(20), id(40)]);
         assert_holds(store.as_mut(), id(0), 0..20);
         write(store.as_mut(), 60..70);
@@ -208,11 +213,7 @@ fn what_is_written_again_takes_the_place_of_its_epochs_when_it_is_finished_and_n
 fn a_deleted_epoch_is_gone_for_good_and_the_others_stay() {
     on_each_engine(|reopen| {
         let mut store = reopen();
-        for first in [0, 20] {
-            store.create(id(first)).unwrap();
-            write(store.as_mut(), first..first + 20);
-            store.sync().unwrap();
-        }
+        write_epochs(store.as_mut(), [0, 20]);
         assert_holds(store.as_mut(), id(0), 0..20);
         store.delete(id(0)).unwrap();
         assert_eq!(store.epochs().unwrap(), [id(20)]);
@@ -229,11 +230,7 @@ fn a_deleted_epoch_is_gone_for_good_and_the_others_stay() {
 fn a_quarantined_epoch_is_not_listed_but_remembered() {
     on_each_engine(|reopen| {
         let mut store = reopen();
-        for first in [0, 20] {
-            store.create(id(first)).unwrap();
-            write(store.as_mut(), first..first + 20);
-            store.sync().unwrap();
-        }
+        write_epochs(store.as_mut(), [0, 20]);
         store.quarantine(id(20)).unwrap();
         assert_eq!(store.epochs().unwrap(), [id(0)]);
         assert!(store.append(EntrySeq(40), b"x").is_err(), "the open epoch was put aside");
