@@ -134,7 +134,8 @@ impl Replicator {
             settled,
             device,
         };
-        self.sent_bytes += sent.size_bytes;
+        let size_bytes = sent.size_bytes;
+        self.sent_bytes += size_bytes;
         let lane = &mut self.lanes[index];
         lane.sent(sent);
         let state =
@@ -144,7 +145,7 @@ impl Replicator {
             self.pinned_bytes -= std::mem::take(&mut state.pinned_bytes);
         }
         if let Some(transactions) = &mut self.transactions {
-            transactions.handed_over(topic_index, partition, settled.is_some());
+            transactions.handed_over(topic_index, partition, size_bytes, settled.is_some());
         }
         Ok(settled)
     }

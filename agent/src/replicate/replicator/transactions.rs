@@ -89,6 +89,8 @@ pub(super) struct Transactions {
     asked: Monotonic,
     /// Records of one that is neither committed nor known to be ended may be in Kafka since.
     open_since: Option<Monotonic>,
+    /// Bytes of records in the last one.
+    size_bytes: usize,
     /// Most bytes of records in one.
     limit_bytes: usize,
     limit_max_bytes: usize,
@@ -120,6 +122,7 @@ impl Transactions {
             begun: None,
             asked: Monotonic::default(),
             open_since: None,
+            size_bytes: 0,
             limit_bytes,
             limit_max_bytes: limit_bytes,
             flushes: false,
@@ -157,9 +160,16 @@ impl Transactions {
     }
 
     /// A record was handed to the client, or was `dropped` since it takes it never.
-    pub(super) fn handed_over(&mut self, topic: usize, partition: PartitionId, dropped: bool) {
+    pub(super) fn handed_over(
+        &mut self,
+        topic: usize,
+        partition: PartitionId,
+        size_bytes: usize,
+        dropped: bool,
+    ) {
         if let Phase::Open(open) = &mut self.phase {
             open.records += 1;
+            self.size_bytes += size_bytes;
             if !dropped {
                 open.unreported += 1;
                 open.partitions.insert((topic, partition));
@@ -183,10 +193,18 @@ impl Transactions {
         matches!(phase, Phase::Open(_) | Phase::Delivered(_) | Phase::Committing)
     }
 
+    /// What the last one took was too much: the next one is smaller, on the way to the greatest that is taken in time.
+    fn shrink(&mut self) {
+        self.limit_bytes = (self.limit_bytes.min(self.size_bytes) / 2).max(LIMIT_BYTES_MIN);
+    }
+
     fn committed(&mut self, now: Monotonic) {
-        let fast = self.open_since.is_some_and(|since| now.since(since) < self.settings.timeout / 8);
-        if fast {
+        let Some(since) = self.open_since else { return };
+        let took = now.since(since);
+        if took < self.settings.timeout / 8 {
             self.limit_bytes = (self.limit_bytes * 2).min(self.limit_max_bytes);
+        } else if took >= self.settings.timeout / 3 {
+            self.shrink();
         }
         self.phase = Phase::Gathering;
         self.in_doubt = None;
@@ -228,6 +246,7 @@ impl Replicator {
                 }
                 transactions.begun = Some(now);
                 transactions.open_since = Some(now);
+                transactions.size_bytes = 0;
                 transactions.phase = Phase::Open(Open::default());
             }
             Phase::Doubting => {
@@ -305,7 +324,7 @@ impl Replicator {
             return;
         }
         // A slow uplink, or a broker that throttles: so much is never taken in time.
-        transactions.limit_bytes = (transactions.limit_bytes / 2).max(LIMIT_BYTES_MIN);
+        transactions.shrink();
         // A partition without a leader has none of its records where others have all: it would hold them up again.
         // One of a broker that throttles looks the same and is not: it gets on.
         let fared: Vec<_> = self.lanes.iter().map(Lane::fared).collect();

@@ -239,17 +239,39 @@ fn what_a_slow_uplink_does_not_bring_over_in_time_is_tried_in_smaller_transactio
     let mut world = world(1);
     let limit_bytes = |w: &World| w.replicator.transactions.as_ref().unwrap().limit_bytes();
     let full = limit_bytes(&world);
-    world.commit(&[("a", 0, 10)], true);
+    world.commit(&[("a", 0, 1_000)], true);
     world.brokers.create_topic("test.a", NonZeroU16::new(4).unwrap());
     world.brokers.set_leader("test.a", PartitionId(0), false);
-    world.run_until("it is given up twice", |w| w.metrics.aborted_transactions.get() == 2);
-    assert_eq!(limit_bytes(&world), full / 4);
+    let mut limits = vec![full];
+    for aborted in 1..=2 {
+        world.run_until("it is given up", |w| w.metrics.aborted_transactions.get() == aborted);
+        limits.push(limit_bytes(&world));
+    }
+    assert!(limits.is_sorted_by(|before, after| *after <= before / 2), "{limits:?}");
     world.brokers.set_leader("test.a", PartitionId(0), true);
     world.run_until_caught_up();
     world.commit(&[("a", 0, 10)], true);
     world.run_until_caught_up();
     // Each one that is quick makes up for one that was not.
     assert_eq!(limit_bytes(&world), full);
+}
+
+#[test]
+fn a_transaction_that_took_long_makes_the_next_one_smaller_before_kafka_ends_it() {
+    let mut world = world(1);
+    let limit_bytes = |w: &World| w.replicator.transactions.as_ref().unwrap().limit_bytes();
+    world.commit(&[("a", 0, 1)], true);
+    world.run_until_caught_up();
+    let before = limit_bytes(&world);
+    world.brokers.hold_reports(true);
+    world.commit(&[("a", 0, 1_000)], true);
+    let begun = world.now;
+    world.run_until("half its time is over", |w| w.now.since(begun) >= TRANSACTIONS.timeout / 2);
+    world.brokers.hold_reports(false);
+    world.run_until("it is committed", |w| w.metrics.transactions.get() == 2);
+    assert!(limit_bytes(&world) <= before / 2, "{} of {before}", limit_bytes(&world));
+    world.run_until_caught_up();
+    assert_eq!(world.metrics.aborted_transactions.get(), 0);
 }
 
 #[test]
