@@ -1,6 +1,6 @@
 //! What the pipeline is joined from: the system's own parts in production, others in a simulation.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use tracing::warn;
 
@@ -87,7 +87,8 @@ impl Parts {
             sources.push(Box::new(Mqtt { config: mqtt.clone(), record_bytes_max }));
         }
         for listener in &config.listener {
-            sources.push(Box::new(MqttListener { config: listener.clone(), record_bytes_max }));
+            let (config, window) = (listener.clone(), config.commit.window);
+            sources.push(Box::new(MqttListener { config, record_bytes_max, window }));
         }
         for serial in &config.serial {
             sources.push(Box::new(Serial { config: serial.clone(), record_bytes_max }));
@@ -125,6 +126,7 @@ impl Source for Mqtt {
 struct MqttListener {
     config: Listener,
     record_bytes_max: usize,
+    window: Duration,
 }
 
 impl Source for MqttListener {
@@ -133,7 +135,7 @@ impl Source for MqttListener {
     }
 
     fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
-        Box::pin(source::listener::run(self.config, self.record_bytes_max, context))
+        Box::pin(source::listener::run(self.config, self.record_bytes_max, self.window, context))
     }
 }
 

@@ -37,13 +37,15 @@ use_debian_rust() {
   unset RUSTFLAGS RUSTC_WRAPPER
 }
 
-# Reads `TARGET [--profile PROFILE]` into `target` and `profile`; `--help` prints the head of the script and ends it.
+# Reads `TARGET [--profile PROFILE] [--only STEP]` into `target`, `profile` and `only`; `--help` prints the head of the script and
+# ends it.
 read_target_and_profile() {
-  target='' profile=dist
+  target='' profile=dist only=''
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "deploy/cross/$me"; exit ;;
       --profile) profile=${2:?--profile needs a name}; shift ;;
+      --only) only=${2:?--only needs a step}; shift ;;
       -*) fail "there is no option \`$1\`; see --help" ;;
       *) target=$1 ;;
     esac
