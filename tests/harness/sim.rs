@@ -82,14 +82,7 @@ impl Report {
     /// When it is not so, or when fewer than `at_least` readings were acknowledged: a load that does nothing proves nothing.
     #[track_caller]
     pub fn assert_complete(&self, at_least: u64) {
-        assert_eq!(self.count("duplicated"), 0, "duplicated: {}", self.0);
-        self.assert_nothing_lost(at_least);
-    }
-
-    /// As [`assert_complete`](Self::assert_complete), where something may be there more than once.
-    #[track_caller]
-    pub fn assert_nothing_lost(&self, at_least: u64) {
-        for fault in ["lost", "reordered", "unknown", "foreign_partition", "split_devices"] {
+        for fault in ["lost", "duplicated", "reordered", "unknown", "foreign_partition", "split_devices"] {
             assert_eq!(self.count(fault), 0, "{fault}: {}", self.0);
         }
         assert!(self.count("acknowledged") >= at_least, "fewer than {at_least} acknowledged: {}", self.0);

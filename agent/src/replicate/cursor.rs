@@ -25,6 +25,7 @@
 //! | 32 | 8 | sequence number behind the last entry of which anything was taken to be sent |
 //! | 40 | n | offsets behind the last ones acknowledged, see below |
 //! | | 8 | what this log is called in Kafka ([`LogId`]); 0 is nothing yet |
+//! | | 8 | what it is called from the next transaction on; 0 is the same |
 //! | | 8 | number of the last transaction that Kafka may have |
 //! | | 1 | 1 if it is not known whether Kafka has it, else 0 and the end. Then, as if it had: |
 //! | | 8 | sequence number of the first entry that is not fully acknowledged |
@@ -83,8 +84,8 @@ const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// Per (stream, partition) the offset behind the last record that is acknowledged.
 pub type Acknowledged = BTreeMap<(StreamName, PartitionId), Offset>;
 
-/// What a log is called in Kafka: a random number, drawn with the first transaction after each start of the agent. What Kafka
-/// holds under another one is about another log, or about a copy of this one that has gone its own way.
+/// What a log is called in Kafka: a random number, another one from the first transaction after each start of the agent. What
+/// Kafka holds under one that the cursor does not have is about another log, or about a copy of this one that has gone its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogId(pub NonZeroU64);
 
@@ -132,6 +133,8 @@ pub struct Cursor {
     pub acknowledged: Acknowledged,
     /// What this log is called in Kafka; none before its first transaction.
     pub log: Option<LogId>,
+    /// What it is called from the next transaction on, if that is another name.
+    pub next_log: Option<LogId>,
     /// Number of the last transaction that Kafka may have committed; 0 if there was none.
     pub transaction: u64,
     /// That transaction, while it is not known whether it has.
@@ -185,7 +188,9 @@ impl Cursor {
         body.extend_from_slice(&self.next.0.to_be_bytes());
         body.extend_from_slice(&self.begun.0.to_be_bytes());
         push_offsets(&mut body, &self.acknowledged);
-        body.extend_from_slice(&self.log.map_or(0, |log| log.0.get()).to_be_bytes());
+        for log in [self.log, self.next_log] {
+            body.extend_from_slice(&log.map_or(0, |log| log.0.get()).to_be_bytes());
+        }
         body.extend_from_slice(&self.transaction.to_be_bytes());
         body.push(u8::from(self.intent.is_some()));
         if let Some(intent) = &self.intent {
@@ -231,7 +236,8 @@ impl Cursor {
             ..Self::default()
         };
         if magic == *MAGIC {
-            cursor.log = NonZeroU64::new(body.u64()?).map(LogId);
+            cursor.log = body.log()?;
+            cursor.next_log = body.log()?;
             cursor.transaction = body.u64()?;
             cursor.intent = if body.flag()? { Some(body.intent()?) } else { None };
         }
@@ -281,6 +287,10 @@ impl<'a> Bytes<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
+    }
+
+    fn log(&mut self) -> Option<Option<LogId>> {
+        self.u64().map(|number| NonZeroU64::new(number).map(LogId))
     }
 
     fn i64(&mut self) -> Option<i64> {

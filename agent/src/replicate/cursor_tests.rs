@@ -37,8 +37,8 @@ fn golden_with_intent() -> Cursor {
             offset: Some(Offset(0)),
         }),
     };
-    let log = NonZeroU64::new(0x0123_4567_89ab_cdef).map(LogId);
-    Cursor { log, transaction: 42, intent: Some(intent), ..golden() }
+    let [log, next_log] = [0x0123_4567_89ab_cdef, 0xfedc].map(|number| NonZeroU64::new(number).map(LogId));
+    Cursor { log, next_log, transaction: 42, intent: Some(intent), ..golden() }
 }
 
 #[test]
@@ -142,12 +142,13 @@ prop_compose! {
         generation: u64,
         next: u64,
         acknowledged in any_offsets(),
-        log: u64,
+        logs: [u64; 2],
         transaction: u64,
         intent in prop::option::of(any_intent()),
     ) -> Cursor {
-        let log = NonZeroU64::new(log).map(LogId);
-        Cursor { generation, next: EntrySeq(next), begun: EntrySeq(next), acknowledged, log, transaction, intent }
+        let [log, next_log] = logs.map(|log| NonZeroU64::new(log).map(LogId));
+        let (next, begun) = (EntrySeq(next), EntrySeq(next));
+        Cursor { generation, next, begun, acknowledged, log, next_log, transaction, intent }
     }
 }
 

@@ -149,7 +149,7 @@ impl Replicator {
         replicator.transactions = replicator.settings.transactions.map(|settings| {
             let (in_flight_bytes, entropy) =
                 (replicator.settings.in_flight_bytes, replicator.entropy.as_mut());
-            Transactions::new(settings, of_this_log, in_flight_bytes, entropy)
+            Transactions::new(settings, of_this_log, &log_end.offsets, in_flight_bytes, entropy)
         });
         match cursor {
             Some(cursor) if of_this_log.is_some() => {

@@ -44,6 +44,7 @@ struct World {
     cluster: SimulatedCluster,
     brokers: SimulatedBrokers,
     durable: Option<Cursor>,
+    disk_takes_writes: bool,
     /// In the other half of the file.
     before: Option<Cursor>,
     settings: Settings,
@@ -82,6 +83,7 @@ impl World {
             cluster,
             brokers,
             durable: None,
+            disk_takes_writes: true,
             before: None,
             settings,
             now: Monotonic::default(),
@@ -238,13 +240,19 @@ impl World {
     }
 
     fn save_cursor(&mut self) {
+        self.write_cursor();
+        if !self.disk_takes_writes {
+            return;
+        }
         let cursor = self.replicator.cursor();
         self.log = self.log.split_off(&cursor.next);
         self.first = self.first.max(cursor.next);
-        self.write_cursor();
     }
 
     fn write_cursor(&mut self) {
+        if !self.disk_takes_writes {
+            return;
+        }
         self.before = self.durable.replace(self.replicator.cursor());
     }
 
@@ -330,7 +338,9 @@ fn replicator(
     log_end: &LogEnd,
     metrics: ReplicateMetrics,
 ) -> Replicator {
-    Replicator::new(settings, cursor, log_end, Box::new(Counting(1)), metrics)
+    // Each life draws other numbers.
+    let seed = cursor.and_then(|cursor| cursor.next_log.or(cursor.log)).map_or(1, |log| log.0.get());
+    Replicator::new(settings, cursor, log_end, Box::new(Counting(seed)), metrics)
 }
 
 fn offsets(brokers: &SimulatedBrokers, name: &str, partition: i32) -> Vec<i64> {

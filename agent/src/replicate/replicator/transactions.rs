@@ -12,7 +12,8 @@
 //! * Where that place is deleted too, nobody can know. The records are sent again, and that is told.
 //!
 //! What the group says is taken only where it has this log's random number ([`LogId`]) and fits what is known here: nothing
-//! that another gateway, or a copy of this one, has left there makes a record be skipped.
+//! that another gateway, or a copy of this one, has left there makes a record be skipped. The number is in the file from the
+//! start of the agent, so that the group makes up for a disk that fails later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -69,20 +70,29 @@ struct Open {
     last: Option<(usize, PartitionId, i64, Offset)>,
 }
 
+/// What a life before may have done in Kafka without its cursor knowing: its last write was lost, or the disk took none.
+#[derive(Debug)]
+struct LifeBefore {
+    /// The name that it used last. Of older ones the cursor knows all but the last transaction.
+    log: LogId,
+    /// The ends of the log as this life found it: whoever has gone beyond them is another one.
+    ends: Acknowledged,
+}
+
 /// The transactions of a [`Replicator`].
 #[derive(Debug)]
 pub(super) struct Transactions {
     settings: TransactionSettings,
     phase: Phase,
     log: LogId,
-    /// The next transaction is the first under another name.
-    renames: bool,
+    /// What it is called from the next transaction on, if that is another name.
+    next_log: Option<LogId>,
     /// Of the last one that Kafka may have committed.
     number: u64,
     /// That one, while it is not known whether it has.
     in_doubt: Option<Intent>,
-    /// The group may know of a transaction that the cursor does not: the half of its file with it was lost.
-    asks: bool,
+    /// What the group may know and the cursor does not, until it was asked.
+    before: Option<LifeBefore>,
     /// When the last one was begun.
     begun: Option<Monotonic>,
     /// When the coordinators were asked last to begin anew or to commit.
@@ -101,24 +111,26 @@ pub(super) struct Transactions {
 }
 
 impl Transactions {
-    /// Those of a log with `cursor`, if that is the log's.
+    /// Those of a log with `ends`, and with `cursor` if that is the log's.
     pub(super) fn new(
         settings: TransactionSettings,
         cursor: Option<&Cursor>,
+        ends: &Acknowledged,
         in_flight_bytes: usize,
         entropy: &mut dyn Entropy,
     ) -> Self {
         let log = cursor.and_then(|cursor| cursor.log);
+        let last_log = cursor.and_then(|cursor| cursor.next_log).or(log);
         // The next one gathers while one is under way.
         let limit_bytes = in_flight_bytes / 2;
         Self {
             settings,
             phase: Phase::New,
             log: log.unwrap_or_else(|| LogId::random(entropy)),
-            renames: log.is_some(),
+            next_log: log.map(|_| LogId::random(entropy)),
             number: cursor.map_or(0, |cursor| cursor.transaction),
             in_doubt: cursor.and_then(|cursor| cursor.intent.clone()),
-            asks: log.is_some(),
+            before: last_log.map(|log| LifeBefore { log, ends: ends.clone() }),
             begun: None,
             asked: Monotonic::default(),
             open_since: None,
@@ -133,14 +145,15 @@ impl Transactions {
     /// What the cursor says of them.
     pub(super) fn say(&self, cursor: &mut Cursor) {
         cursor.log = Some(self.log);
+        cursor.next_log = self.next_log;
         cursor.transaction = self.number;
         cursor.intent.clone_from(&self.in_doubt);
     }
 
-    /// Whether the log has another name in Kafka than in the `durable` cursor. Before a commit bears it, both halves of the
+    /// Whether the log has other names in Kafka than in the `durable` cursor. Before a commit bears one, both halves of the
     /// file do: whichever is lost, the other one is still known to be of this log.
     pub(super) fn is_renamed(&self, durable: &Cursor) -> bool {
-        self.begun.is_some() && durable.log != Some(self.log)
+        (durable.log, durable.next_log) != (Some(self.log), self.next_log)
     }
 
     /// Most bytes of records in the next one.
@@ -241,9 +254,7 @@ impl Replicator {
                     self.fail(now, reason);
                     return false;
                 }
-                if mem::take(&mut transactions.renames) {
-                    transactions.log = LogId::random(self.entropy.as_mut());
-                }
+                transactions.log = transactions.next_log.take().unwrap_or(transactions.log);
                 transactions.begun = Some(now);
                 transactions.open_since = Some(now);
                 transactions.size_bytes = 0;
@@ -275,7 +286,8 @@ impl Replicator {
 
     /// Partitions whose offsets in the group may decide a doubt.
     fn questions(&self) -> Vec<(String, PartitionId)> {
-        let asks = |t: &&Transactions| matches!(t.phase, Phase::New) && (t.asks || t.in_doubt.is_some());
+        let asks =
+            |t: &&Transactions| matches!(t.phase, Phase::New) && (t.before.is_some() || t.in_doubt.is_some());
         if self.transactions.as_ref().filter(asks).is_none() {
             return Vec::new();
         }
@@ -462,24 +474,35 @@ impl Replicator {
         }
         transactions.phase = Phase::Gathering;
         transactions.open_since = None;
-        let asked = mem::take(&mut transactions.asks);
         let (log, number) = (transactions.log, transactions.number);
-        let ours = |group: &&GroupOffset| group.log == log;
-        let newest = offsets.iter().filter(ours).map(|group| group.transaction).max().unwrap_or(0);
-        if newest == number + 1 && asked && self.adopt_group(offsets) {
-            tracing::warn!(transaction = newest, "the cursor has lost its last write; Kafka's copy is used");
-            return;
-        }
-        let Some(transactions) = &mut self.transactions else { return };
-        if newest > number {
+        let before = transactions.before.take();
+        let last_log = before.as_ref().map(|before| before.log);
+        let ours = |group: &&GroupOffset| group.log == log || Some(group.log) == last_log;
+        let newest = offsets.iter().filter(ours).max_by_key(|group| group.transaction);
+        if let Some(newest) = newest.filter(|newest| newest.transaction > number) {
+            let ours: Vec<_> = offsets.iter().filter(ours).collect();
+            // Before this life has sent anything.
+            let is_known = |before: &LifeBefore| {
+                newest.log == before.log || newest.transaction == number + 1 && newest.log == log
+            };
+            if before.is_some_and(|before| is_known(&before) && self.adopt_group(&ours, &before.ends)) {
+                tracing::warn!(
+                    transaction = newest.transaction,
+                    "the cursor has lost its last writes; Kafka's copy is used"
+                );
+                return;
+            }
             tracing::error!(
-                newest,
+                newest = newest.transaction,
                 known = number,
                 "Kafka has transactions of this log that the log knows nothing of: was an older copy of the data directory \
                  put in its place, or does another gateway run on a copy? Kafka's copy of the cursor is not used"
             );
-            transactions.renames = true;
+            if let Some(transactions) = &mut self.transactions {
+                transactions.next_log.get_or_insert_with(|| LogId::random(self.entropy.as_mut()));
+            }
         }
+        let Some(transactions) = &mut self.transactions else { return };
         let Some(intent) = &transactions.in_doubt else { return };
         let Some(last) = intent.last.clone() else {
             // It had no record.
@@ -520,21 +543,20 @@ impl Replicator {
         }
     }
 
-    /// Takes the group's offsets for the cursor's. False, and nothing taken, if they are not of this log.
-    fn adopt_group(&mut self, offsets: &[GroupOffset]) -> bool {
+    /// Takes the group's offsets for the cursor's. False, and nothing taken, if they are beyond `ends`.
+    fn adopt_group(&mut self, offsets: &[&GroupOffset], ends: &Acknowledged) -> bool {
         let Some(transactions) = &self.transactions else { return false };
-        let log = transactions.log;
         let mut acknowledged = Acknowledged::new();
         let mut number = transactions.number;
-        for group in offsets.iter().filter(|group| group.log == log) {
+        for group in offsets {
             number = number.max(group.transaction);
             let here = |key: &&(StreamName, PartitionId), index: &usize| {
                 key.1 == group.partition && self.topics[self.lanes[*index].topic].name == group.topic
             };
-            let Some((key, index)) = self.lane_of.iter().find(|(key, index)| here(key, index)) else {
+            let Some((key, _)) = self.lane_of.iter().find(|(key, index)| here(key, index)) else {
                 continue;
             };
-            if group.offset > self.lanes[*index].end {
+            if group.offset > ends.get(key).copied().unwrap_or(Offset(0)) {
                 return false;
             }
             acknowledged.insert(key.clone(), group.offset);

@@ -169,6 +169,54 @@ fn the_group_makes_up_for_a_cursor_whose_last_write_is_lost() {
     assert_eq!(offsets_of_all(&mut world), (0..13).collect::<Vec<_>>());
 }
 
+/// The whole time that Kafka was there, no write of the cursor succeeded but the first.
+#[test]
+fn the_group_makes_up_for_a_disk_that_failed_all_the_while() {
+    for lives in 0..3 {
+        let mut world = world(1);
+        for _ in 0..lives {
+            world.commit(&[("a", 0, 5)], true);
+            world.run_until_caught_up();
+            world.save_cursor();
+            world.restart_agent();
+        }
+        world.step();
+        world.disk_takes_writes = false;
+        for _ in 0..4 {
+            world.commit(&[("a", 0, 10), ("b", 1, 3)], true);
+            world.run_until_caught_up();
+        }
+        world.commit(&[("a", 0, 10)], true);
+        world.disk_takes_writes = true;
+        let all = 0..i64::from(lives) * 5 + 50;
+        assert_eq!(offsets_of_all(&mut world), all.collect::<Vec<_>>(), "after {lives} lives");
+    }
+}
+
+#[test]
+fn a_copy_that_has_gone_its_own_way_does_not_take_the_originals_cursor_for_its_own() {
+    let mut world = world(1);
+    world.commit(&[("a", 0, 10)], true);
+    world.run_until_caught_up();
+    world.save_cursor();
+    let copy = world.durable.clone();
+    // The original goes on, further than the copy has ever been.
+    world.commit(&[("a", 0, 1)], true);
+    world.run_until_caught_up();
+    world.commit(&[("a", 0, 20)], true);
+    world.run_until_caught_up();
+    // The copy has gathered as much without Kafka, and was started twice.
+    world.durable = copy;
+    world.brokers.set_away(true);
+    world.restart_agent();
+    world.step();
+    world.brokers.set_away(false);
+    world.restart_agent();
+    world.run_until_caught_up();
+    let both: Vec<_> = (0..31).chain(10..31).collect();
+    assert_eq!(offsets(&world.brokers, "a", 0), both, "none of its own is skipped");
+}
+
 #[test]
 fn what_another_log_or_a_copy_left_in_the_group_makes_no_record_be_skipped() {
     let foreign: [fn(&mut GroupOffset); 3] = [
