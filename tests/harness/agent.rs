@@ -229,7 +229,8 @@ listen = \"127.0.0.1:{telemetry_port}\"
     fn spawn(&mut self, mut command: std::process::Command) -> &mut Process {
         assert!(self.process.is_none(), "the agent runs already");
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.env("MALLOC_ARENA_MAX", "2"); // as deploy/wayside.service does
+        // As deploy/wayside.service does.
+        command.envs([("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072")]);
         let log = self.directory.path().join("agent.log");
         self.process.insert(Process::start(&self.name, command, &log))
     }
