@@ -65,12 +65,14 @@ impl Answered {
         latest.filter_map(|id| Some((*id, self.get(*id)?)))
     }
 
-    /// The broker has given `packet_id` to a new message.
-    pub(super) fn is_given_anew(&mut self, packet_id: u16) {
-        if self.digests.contains_key(&packet_id) {
+    /// The broker has given `packet_id` to a new message. True if that makes others be forgotten.
+    pub(super) fn is_given_anew(&mut self, packet_id: u16) -> bool {
+        let recurs = self.digests.contains_key(&packet_id);
+        if recurs {
             self.ids_recur = true;
             self.take();
         }
+        recurs
     }
 
     /// Takes all: the connection has ended.

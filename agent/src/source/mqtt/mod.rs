@@ -416,8 +416,8 @@ impl Source {
     /// Adds to the group what is to be remembered of the session once it is durable.
     fn note(&mut self) {
         let Some(broker) = self.session_at else { return };
-        let window = self.deliveries.window(&self.group.answers);
-        let changes = self.memory.changes(&self.config.client_id, &self.address(broker), &window);
+        let noting = self.deliveries.noting(&self.group.answers, self.memory.is_full());
+        let changes = self.memory.changes(&self.config.client_id, &self.address(broker), noting);
         self.group.notes.extend(self.context.intake.notes(changes));
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{
     answered::Answered,
+    memory::Noting,
     wire::{Publish, Writer},
 };
 use crate::{
@@ -59,6 +60,8 @@ pub(super) struct Deliveries {
     last_acknowledgement: Option<Acknowledgement>,
     arrived_at: Monotonic,
     urged: bool,
+    /// Messages have left the window since it was noted.
+    is_noted_anew: bool,
 }
 
 impl Deliveries {
@@ -75,6 +78,7 @@ impl Deliveries {
             last_acknowledgement: None,
             arrived_at: Monotonic::default(),
             urged: false,
+            is_noted_anew: true,
         }
     }
 
@@ -85,12 +89,14 @@ impl Deliveries {
         self.before.extend(self.waiting.abandon().map(|answer| (answer.packet_id, answer.digest)));
         self.peak = 0;
         self.urged = false;
+        self.is_noted_anew = true;
     }
 
     /// The broker has no session of ours, or it is another broker: its packet ids mean new messages.
     pub(super) fn session_lost(&mut self) {
         self.before.clear();
         self.answered = Answered::new(self.receive_maximum);
+        self.is_noted_anew = true;
     }
 
     /// Judges a message. Called in PUBLISH order; the answers go back to [`Deliveries::submitted`] in that order.
@@ -104,8 +110,9 @@ impl Deliveries {
         let answer = Answer { packet_id, qos: publish.qos, digest };
         if !publish.dup {
             // What was to come again comes before all else (MQTT-4.4.0-1, MQTT-4.6.0-1): this session's has come.
+            self.is_noted_anew |= !self.before.is_empty();
             self.before.clear();
-            self.answered.is_given_anew(packet_id);
+            self.is_noted_anew |= self.answered.is_given_anew(packet_id);
             return Arrival::New(Some(answer));
         }
         // The id alone proves nothing if the broker went back to an old state of its own: only a message that claims to
@@ -128,9 +135,18 @@ impl Deliveries {
         self.urged = false;
     }
 
-    /// What must be known as stored after a crash once `taken`, which is not submitted yet, is: what has no answer, or has one
-    /// of the last acknowledgement, which may not have reached the broker.
-    pub(super) fn window(&self, taken: &[Answer]) -> Window {
+    /// What is to be noted with `taken`, which is not submitted yet; all of the window if `is_full`.
+    pub(super) fn noting(&mut self, taken: &[Answer], is_full: bool) -> Noting {
+        if std::mem::take(&mut self.is_noted_anew) || is_full {
+            Noting::Whole(self.window(taken))
+        } else {
+            Noting::Further(taken.iter().map(|answer| (answer.packet_id, answer.digest)).collect())
+        }
+    }
+
+    /// What must be known as stored after a crash once `taken` is: what has no answer, or has one of the last acknowledgement,
+    /// which may not have reached the broker.
+    fn window(&self, taken: &[Answer]) -> Window {
         let unanswered = self.waiting.iter().chain(taken).map(|answer| (answer.packet_id, answer.digest));
         let known =
             self.before.iter().chain(&self.unreleased).map(|(packet_id, digest)| (*packet_id, *digest));
@@ -148,6 +164,7 @@ impl Deliveries {
             self.peak = self.in_flight();
         }
         self.last_acknowledgement = Some(acknowledgement);
+        self.is_noted_anew = true;
         self.answered.begin();
         self.answer(writer);
     }
@@ -181,6 +198,7 @@ impl Deliveries {
         self.arrived_at = now;
         self.unreleased.remove(&packet_id);
         self.before.remove(&packet_id);
+        self.is_noted_anew = true;
         writer.pubcomp(packet_id);
     }
 

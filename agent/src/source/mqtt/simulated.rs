@@ -143,7 +143,8 @@ impl SimulatedSession {
     }
 
     fn note(&mut self) {
-        let changes = self.memory.changes(CLIENT_ID, BROKER, &self.deliveries.window(&self.answers));
+        let noting = self.deliveries.noting(&self.answers, self.memory.is_full());
+        let changes = self.memory.changes(CLIENT_ID, BROKER, noting);
         self.notes.extend(self.intake.notes(changes));
     }
 

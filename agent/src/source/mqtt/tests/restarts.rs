@@ -11,6 +11,7 @@ use crate::{
     intake::{Acknowledgement, Ticket},
     log::{Change, Remembered},
     source::mqtt::{
+        memory::Noting,
         session::{Answer, Arrival, Deliveries},
         wire::{Publish, Writer},
     },
@@ -176,7 +177,8 @@ impl World {
             }
         }
         if !records.is_empty() {
-            let changes = self.memory.changes("agent", "broker", &self.deliveries.window(&answers));
+            let noting = self.deliveries.noting(&answers, self.memory.is_full());
+            let changes = self.memory.changes("agent", "broker", noting);
             self.submit(records, changes, answers);
         } else if !answers.is_empty() {
             self.deliveries.submitted(None, answers);
@@ -255,7 +257,8 @@ impl World {
     }
 
     fn note(&mut self) {
-        let changes = self.memory.changes("agent", "broker", &self.deliveries.window(&[]));
+        let noting = self.deliveries.noting(&[], self.memory.is_full());
+        let changes = self.memory.changes("agent", "broker", noting);
         self.submit(Vec::new(), changes, Vec::new());
     }
 
@@ -353,12 +356,39 @@ fn an_id_that_comes_back_at_once_makes_an_equal_message_a_new_one() {
 fn a_note_of_another_client_id_or_of_a_later_release_is_no_memory() {
     let mut memory = Memory::default();
     let window = Window::from([(7, 1)]);
-    let changes = memory.changes("a", "broker:1883", &window);
+    let changes = memory.changes("a", "broker:1883", Noting::Whole(window.clone()));
     assert_eq!(changes.len(), 2);
-    assert_eq!(memory.changes("a", "broker:1883", &window), [], "as noted");
+    assert_eq!(memory.changes("a", "broker:1883", Noting::Whole(window.clone())), [], "as noted");
     assert_eq!(memory.session("a"), Some(("broker:1883", window)));
     assert_eq!(memory.session("b"), None);
-    assert_eq!(memory.changes("a", "broker:1883", &Window::new()), [(b"w"[..].into(), None)]);
+    let none = Noting::Whole(Window::new());
+    assert_eq!(memory.changes("a", "broker:1883", none), [(b"w"[..].into(), None)]);
     let later = changes.into_iter().map(|(key, _)| (key, [0xff].into())).collect();
     assert_eq!(Memory::restore(&later).session("a"), None);
+}
+
+#[test]
+fn a_read_costs_a_note_of_what_it_brought_and_the_window_is_noted_whole_when_messages_have_left_it() {
+    let mut memory = Memory::default();
+    let mut remembered = Remembered::new();
+    let mut note = |memory: &mut Memory, noting| {
+        let changes = memory.changes("a", "broker:1883", noting);
+        let bytes = changes.iter().map(|(_, value)| value.as_ref().map_or(0, |value| value.len())).sum();
+        for (key, value) in changes {
+            remembered.remove(&key);
+            remembered.extend(value.map(|value| (key, value)));
+        }
+        let restored = Memory::restore(&remembered).session("a").map(|(_, window)| window);
+        (bytes, restored.unwrap_or_default().into_keys().collect::<Vec<_>>())
+    };
+    note(&mut memory, Noting::Whole((0..1_000).map(|id| (id, 0)).collect()));
+    for id in 1_000..1_256 {
+        assert!(!memory.is_full());
+        let (bytes, known) = note(&mut memory, Noting::Further(vec![(id, 0)]));
+        assert_eq!((bytes, known), (6, (0..=id).collect()));
+    }
+    assert!(memory.is_full(), "the numbers are used up");
+    let (_, known) = note(&mut memory, Noting::Whole((1_200..1_300).map(|id| (id, 0)).collect()));
+    assert_eq!(known, (1_200..1_300).collect::<Vec<_>>());
+    assert_eq!(remembered.len(), 2, "the session and the window");
 }
