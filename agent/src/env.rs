@@ -143,7 +143,7 @@ mod kernel {
         reason = "two calls of libc that fill a struct; no crate in the tree has the second"
     )]
 
-    use std::mem::MaybeUninit;
+    use std::{mem::MaybeUninit, time::Duration};
 
     /// Microseconds since the start of the system, time asleep included; 0 where the kernel has no such clock.
     pub(super) fn since_boot_us() -> i64 {
@@ -153,8 +153,9 @@ mod kernel {
             libc::clock_gettime(libc::CLOCK_BOOTTIME, time.as_mut_ptr());
             time.assume_init()
         };
-        let us = i128::from(time.tv_sec) * 1_000_000 + i128::from(time.tv_nsec) / 1000;
-        i64::try_from(us).unwrap_or(i64::MAX)
+        let secs = u64::try_from(time.tv_sec).unwrap_or_default();
+        let since = Duration::new(secs, u32::try_from(time.tv_nsec).unwrap_or_default());
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     }
 
     /// Whether somebody keeps the clock in step with a better one, by what they tell the kernel. Where asking is not
