@@ -193,7 +193,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// The same moment by `clock`, if that is the better one and ran, or its monotonic time did, when this was read.
+    /// The same moment by `clock`, which is of `quality` now, if that is better and both count from one start of the system.
     ///
     /// The monotonic time in between went by the gateway's crystal, which nobody steered before the clock was set: up to some
     /// hundred ms an hour. Hence never better than estimated.
