@@ -8,6 +8,7 @@ mod campaign;
 mod catch_up;
 mod check;
 mod clients;
+mod clock;
 mod crash;
 mod delivery;
 mod demo;

@@ -3,11 +3,27 @@
 //! Production uses [`SystemClock`] and [`SystemEntropy`]; tests and simulations bring their own, so that a whole
 //! run is a function of its seed. Everything that decides is given a [`Monotonic`] as `now`.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use crate::record::{ClockQuality, Received, UnixMicros};
+use crate::{
+    log::CRC_32C,
+    record::{BootId, ClockQuality, Received, SET_MIN_US, Timeline, UnixMicros},
+};
+
+/// 2026-01-01: no clock that is right shows less to this release.
+pub const EARLIEST: UnixMicros = UnixMicros(1_767_225_600_000_000);
+
+/// The kernel's random name of the start of the system.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How often the kernel is asked whether the clock is synchronised, unless it was set: each time costs a system call.
+const ASK_INTERVAL_US: i64 = 1_000_000;
 
 /// A reading of the monotonic clock: time since an arbitrary start, never stepped by NTP.
 ///
@@ -73,13 +89,83 @@ pub trait Entropy: Send + Sync {
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
+    boot: BootId,
+    /// [`Timeline::start`] of the last reading.
+    timeline_start_us: AtomicI64,
+    /// When the kernel is asked again, in its monotonic time.
+    ask_at_us: AtomicI64,
+    /// What it said.
+    is_synced: AtomicBool,
 }
 
 impl SystemClock {
     /// A clock whose monotonic time starts now.
     #[allow(clippy::disallowed_methods, reason = "this is the door")]
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        let boot = fs::read(BOOT_ID).map(|id| BootId(CRC_32C.checksum(&id)));
+        Self {
+            start: Instant::now(),
+            boot: boot.unwrap_or_default(),
+            timeline_start_us: AtomicI64::new(i64::MIN),
+            ask_at_us: AtomicI64::new(0),
+            is_synced: AtomicBool::new(false),
+        }
+    }
+
+    /// The quality and the timeline of a reading. Threads that read at once at worst ask the kernel twice.
+    fn judge(&self, at: UnixMicros) -> (ClockQuality, Timeline) {
+        let since_boot_us = kernel::since_boot_us();
+        let mut start_us = at.0.saturating_sub(since_boot_us);
+        let last_us = self.timeline_start_us.load(Ordering::Relaxed);
+        let was_set = start_us.abs_diff(last_us) >= SET_MIN_US;
+        if was_set {
+            self.timeline_start_us.store(start_us, Ordering::Relaxed);
+        } else {
+            start_us = last_us;
+        }
+        if was_set || since_boot_us >= self.ask_at_us.load(Ordering::Relaxed) {
+            self.is_synced.store(kernel::is_synced(), Ordering::Relaxed);
+            self.ask_at_us.store(since_boot_us.saturating_add(ASK_INTERVAL_US), Ordering::Relaxed);
+        }
+        let quality = match self.is_synced.load(Ordering::Relaxed) {
+            _ if at < EARLIEST => ClockQuality::Unknown,
+            true => ClockQuality::Synced,
+            false => ClockQuality::Estimated,
+        };
+        (quality, Timeline { boot: self.boot, start: UnixMicros(start_us) })
+    }
+}
+
+/// What the standard library does not ask the kernel.
+mod kernel {
+    #![allow(
+        unsafe_code,
+        reason = "two calls of libc that fill a struct; no crate in the tree has the second"
+    )]
+
+    use std::{mem::MaybeUninit, time::Duration};
+
+    /// Microseconds since the start of the system, time asleep included; 0 where the kernel has no such clock.
+    pub(super) fn since_boot_us() -> i64 {
+        let mut time = MaybeUninit::<libc::timespec>::zeroed();
+        // SAFETY: the pointer is to a timespec; zeros are one, and the kernel leaves them or writes another.
+        let time = unsafe {
+            libc::clock_gettime(libc::CLOCK_BOOTTIME, time.as_mut_ptr());
+            time.assume_init()
+        };
+        let secs = u64::try_from(time.tv_sec).unwrap_or_default();
+        let since = Duration::new(secs, u32::try_from(time.tv_nsec).unwrap_or_default());
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// Whether somebody keeps the clock in step with a better one, by what they tell the kernel. Where asking is not
+    /// allowed, nobody says so.
+    pub(super) fn is_synced() -> bool {
+        let mut state = MaybeUninit::<libc::timex>::zeroed();
+        // SAFETY: the pointer is to a timex; its `modes`, zero, ask for nothing to be changed.
+        let answer = unsafe { libc::ntp_adjtime(state.as_mut_ptr()) };
+        // TIME_OK to TIME_WAIT; TIME_ERROR is a clock that nobody keeps, -1 a refusal.
+        (libc::TIME_OK..libc::TIME_ERROR).contains(&answer)
     }
 }
 
@@ -100,8 +186,8 @@ impl Clock for SystemClock {
             Ok(since) => UnixMicros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX)),
             Err(before) => UnixMicros(-i64::try_from(before.duration().as_micros()).unwrap_or(i64::MAX)),
         };
-        // The kernel's NTP state is not read: a clock that is not known to be synchronised says so.
-        Received { at, quality: ClockQuality::Unknown }
+        let (quality, timeline) = self.judge(at);
+        Received { at, quality, timeline, dates_event: false }
     }
 }
 
@@ -125,5 +211,38 @@ impl Default for SystemEntropy {
 impl Entropy for SystemEntropy {
     fn next_u64(&mut self) -> u64 {
         self.0.random()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_readings_of_one_clock_have_one_timeline_over_restarts_of_the_agent() {
+        let clock = SystemClock::new();
+        let (first, second) = (clock.wall(), clock.wall());
+        assert_eq!(first.timeline, second.timeline);
+        assert_ne!(first.timeline.boot, BootId::default(), "the kernel has a name for each start");
+        let restarted = SystemClock::new().wall();
+        assert_eq!(restarted.timeline.boot, first.timeline.boot);
+        assert!(
+            restarted.timeline.start.0.abs_diff(first.timeline.start.0) < SET_MIN_US,
+            "unless it was set just now"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_is_set_has_another_timeline_and_one_in_1970_is_unknown_whatever_the_kernel_says() {
+        let clock = SystemClock::new();
+        let now = clock.wall();
+        let (quality, _) = clock.judge(UnixMicros(5_000_000));
+        assert_eq!(quality, ClockQuality::Unknown);
+        let (quality, set) = clock.judge(UnixMicros(now.at.0 + 3_600_000_000));
+        assert!(quality > ClockQuality::Unknown);
+        let ahead_us = set.start.0 - now.timeline.start.0;
+        assert!(ahead_us.abs_diff(3_600_000_000) < 60_000_000, "{ahead_us}");
+        let (_, slewed) = clock.judge(UnixMicros(now.at.0 + 3_600_000_500));
+        assert_eq!(slewed.boot, set.boot);
     }
 }

@@ -138,17 +138,45 @@ impl UnixMicros {
     }
 }
 
-/// How far a wall-clock reading can be trusted. A gateway has no battery clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How far a wall-clock reading can be trusted. A gateway has no battery clock. The better is the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ClockQuality {
-    /// Nobody said that this clock is right.
+    /// The clock shows a time that cannot be: it was not set since the system started.
     #[default]
     Unknown = 0,
-    /// Worked out from another record's time.
+    /// The clock shows a time that can be, and nobody says that it is right; or the time was worked out later.
     Estimated = 1,
-    /// Disciplined by NTP or GNSS.
+    /// The kernel says that NTP or GNSS keeps the clock.
     Synced = 2,
+}
+
+impl ClockQuality {
+    /// The word for it in headers, reports and exports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Estimated => "estimated",
+            Self::Synced => "synced",
+        }
+    }
+}
+
+/// Names a start of the system, for ever: a hash of the kernel's boot id. 0 where it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BootId(pub u32);
+
+/// Against the monotonic time, a change of a wall clock from here on means that it was set: the two are not read at one
+/// moment, and each [`Timeline`] costs an entry of the log.
+pub const SET_MIN_US: u64 = 10_000;
+
+/// A wall clock from when it was set until it is set again: what ties it to the monotonic time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeline {
+    /// The start of the system that monotonic time counts from.
+    pub boot: BootId,
+    /// What the clock would have shown then. A reading less this is monotonic time.
+    pub start: UnixMicros,
 }
 
 /// When the gateway received a frame, by its own wall clock.
@@ -158,6 +186,38 @@ pub struct Received {
     pub at: UnixMicros,
     /// How far to trust it.
     pub quality: ClockQuality,
+    /// Which clock it was.
+    pub timeline: Timeline,
+    /// The record's event time was counted back from `at`, and is wrong by as much.
+    pub dates_event: bool,
+}
+
+impl Received {
+    /// The same moment by `clock`, which is of `quality` now, if that is better and both count from one start of the system.
+    ///
+    /// The monotonic time in between went by the gateway's crystal, which nobody steered before the clock was set: up to some
+    /// hundred ms an hour. Hence never better than estimated.
+    pub fn corrected(self, quality: ClockQuality, clock: Timeline) -> Option<Self> {
+        let Timeline { boot, start } = self.timeline;
+        let is_better = boot == clock.boot && boot != BootId::default() && quality > self.quality;
+        (is_better && start.0.abs_diff(clock.start.0) >= SET_MIN_US).then(|| Self {
+            at: UnixMicros(self.at.0.saturating_sub(start.0).saturating_add(clock.start.0)),
+            quality: ClockQuality::Estimated,
+            timeline: clock,
+            dates_event: self.dates_event,
+        })
+    }
+
+    /// Microseconds from `earlier` to this, by the monotonic time where both have the same: the clock may have been set in
+    /// between.
+    pub fn micros_since(self, earlier: Self) -> i64 {
+        let set_us = if self.timeline.boot == earlier.timeline.boot {
+            self.timeline.start.0.saturating_sub(earlier.timeline.start.0)
+        } else {
+            0
+        };
+        self.at.0.saturating_sub(earlier.at.0).saturating_sub(set_us)
+    }
 }
 
 /// What the bytes of a value are; the `content-type` header in Kafka.
@@ -243,9 +303,57 @@ impl Record {
         let headers: usize = self.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
         size_of::<Self>() + self.device.as_bytes().len() + self.value.len() + headers
     }
+}
 
-    /// Kafka's timestamp: event time where known, else gateway receive time.
-    pub fn timestamp(&self) -> UnixMicros {
-        self.event_time.unwrap_or(self.received.at)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEARS_US: i64 = 1_800_000_000_000_000;
+
+    fn received(boot: u32, since_start_us: i64, start_us: i64, quality: ClockQuality) -> Received {
+        let timeline = Timeline { boot: BootId(boot), start: UnixMicros(start_us) };
+        Received { at: UnixMicros(start_us + since_start_us), quality, timeline, dates_event: false }
+    }
+
+    #[test]
+    fn a_time_is_corrected_by_a_better_clock_of_the_same_boot_alone() {
+        use ClockQuality::{Estimated, Synced, Unknown};
+        let clock = Timeline { boot: BootId(7), start: UnixMicros(YEARS_US) };
+        for (boot, before, now, is_corrected) in [
+            (7, Unknown, Synced, true),
+            (7, Unknown, Estimated, true),
+            (7, Estimated, Synced, true),
+            (7, Unknown, Unknown, false),
+            (7, Synced, Synced, false),
+            (7, Estimated, Estimated, false),
+            (6, Unknown, Synced, false),
+        ] {
+            let corrected = received(boot, 5_000, 0, before).corrected(now, clock);
+            let expected = is_corrected.then(|| received(7, 5_000, YEARS_US, Estimated));
+            assert_eq!(corrected, expected, "{boot} {before:?} {now:?}");
+        }
+        let unchanged = received(7, 5_000, YEARS_US + 9_999, Estimated);
+        assert_eq!(unchanged.corrected(Synced, clock), None, "it was right");
+        let unnamed = received(0, 5_000, 0, Unknown);
+        assert_eq!(
+            unnamed.corrected(Synced, Timeline { boot: BootId(0), ..clock }),
+            None,
+            "of a boot without a name"
+        );
+        let odd = received(7, 0, 0, Unknown);
+        let odd = Received { at: UnixMicros(i64::MIN), ..odd }.corrected(Synced, clock);
+        assert!(odd.is_some(), "no time overflows");
+    }
+
+    #[test]
+    fn an_age_does_not_count_by_how_much_the_clock_was_set() {
+        let before = received(7, 5_000, 0, ClockQuality::Unknown);
+        assert_eq!(received(7, 8_000, YEARS_US, ClockQuality::Synced).micros_since(before), 3_000);
+        assert_eq!(
+            received(8, 8_000, 0, ClockQuality::Unknown).micros_since(before),
+            3_000,
+            "all that is known"
+        );
     }
 }

@@ -11,6 +11,7 @@ pub mod campaign;
 pub mod certificates;
 pub mod chk;
 pub mod client;
+pub mod clock;
 pub mod disk;
 pub mod gaps;
 pub mod kafka;

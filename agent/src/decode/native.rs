@@ -25,7 +25,8 @@ use super::reading::{self, Fix, rfc3339, rounded, to_json};
 use crate::{
     config::{OCCUPANCY_STREAM, RAW_STREAM, VEHICLE_POSITIONS_STREAM, Value},
     record::{
-        ContentType, DeviceId, NameError, Received, Record, RecordHeader, StreamName, UnixMicros, header,
+        ClockQuality, ContentType, DeviceId, NameError, Received, Record, RecordHeader, StreamName,
+        UnixMicros, header,
     },
 };
 
@@ -72,7 +73,8 @@ pub fn uid_device(uid: u64) -> DeviceId {
     DeviceId::new(&format!("{uid:016x}")).expect("16 digits")
 }
 
-/// The record of one reading. `event_time` is when it was made, as far as the link could work that out.
+/// The record of one reading. `event_time` is when it was made, as far as the link could work that out from the time of receipt.
+/// A value in JSON has it if the clock was set: a value is not corrected later.
 ///
 /// # Errors
 /// [`NativeError::Payload`]: a known schema whose body does not decode. The caller makes a dead letter of the body, and
@@ -97,16 +99,21 @@ pub fn record(
         device_seq: Some(identity.seq.into()),
         headers: vec![boot_header],
     };
+    let set_time = event_time.filter(|_| received.quality != ClockQuality::Unknown);
     let json = match Reading::decode(schema, rev, body) {
         Ok(Reading::RoomOccupancy(room)) => {
             record.stream = stream(OCCUPANCY_STREAM);
-            (value == Value::Json).then(|| to_json(&room_occupancy(&room, event_time)))
+            (value == Value::Json).then(|| to_json(&room_occupancy(&room, set_time)))
         }
         Ok(Reading::VehiclePosition(position)) => {
             record.stream = stream(VEHICLE_POSITIONS_STREAM);
-            // The satellites' time is better than what the link worked out.
-            record.event_time = fix_time(&position).or(event_time);
-            (value == Value::Json).then(|| to_json(&vehicle_position(&position, record.event_time)))
+            let fix_time = fix_time(&position);
+            if fix_time.is_some() {
+                // The satellites' time is better than what the link worked out.
+                record.event_time = fix_time;
+                record.received.dates_event = false;
+            }
+            (value == Value::Json).then(|| to_json(&vehicle_position(&position, fix_time.or(set_time))))
         }
         Ok(Reading::Raw(raw)) => {
             record.value = Bytes::copy_from_slice(raw.bytes);

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     batch::Batch,
     config::GAPS_STREAM,
-    record::{Offset, PartitionId, Record, StreamName},
+    record::{Offset, PartitionId, Record, StreamName, Timeline},
 };
 
 /// Largest [`super::LogOptions::group_bytes`].
@@ -67,6 +67,11 @@ impl Grouper {
 
     fn is_full_for(&self, bytes: usize) -> bool {
         self.count > 0 && (self.bytes + bytes > self.limit_bytes || self.count == RECORDS_PER_GROUP_MAX)
+    }
+
+    /// A group holds records of one timeline.
+    fn has_other_clock(&self, record: &Record) -> bool {
+        !self.batches.is_empty() && group::timeline(&self.batches) != record.received.timeline
     }
 
     /// A group holds a partition once. Batches come sorted, so the scan is for callers that do not sort.
@@ -128,7 +133,7 @@ impl Log {
             for record in batch.records {
                 let bytes = group::record_bytes_max(&record);
                 let head_bytes = if begun { 0 } else { BATCH_BYTES_MAX };
-                if grouper.is_full_for(bytes + head_bytes) {
+                if grouper.is_full_for(bytes + head_bytes) || grouper.has_other_clock(&record) {
                     self.encode_group(grouper.take());
                     begun = false;
                 }
@@ -167,7 +172,7 @@ impl Log {
             self.raw.splice(..0, notes::encode(&notes));
             EntryKind::Noted
         };
-        let entry = self.codec.encode(kind, &self.raw);
+        let entry = self.codec.encode(kind, group::timeline(&batches), &self.raw);
         self.pending.push(Pending { batches, notes, entry, goes_on: false, seq: EntrySeq(0) });
     }
 
@@ -273,7 +278,7 @@ impl Log {
             Checkpoint { boot: self.boot, offsets: self.offsets_before_pending(), notes: self.notes.clone() };
         let mut seq = self.end;
         for part in checkpoint.encode() {
-            let mut entry = self.codec.encode(EntryKind::Checkpoint, &part);
+            let mut entry = self.codec.encode(EntryKind::Checkpoint, Timeline::default(), &part);
             self.store.append(seq, entry.seal(seq))?;
             self.metrics.written_bytes.inc_by(entry.stored_bytes() as u64);
             seq = seq.next();

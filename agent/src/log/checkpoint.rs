@@ -1,7 +1,7 @@
 //! Checkpoint: the small state that must outlive the epochs it was made in. Every epoch starts with one, so that any
 //! epoch can be deleted and the newest alone is enough to go on.
 //!
-//! # Format, version 1 (of the entry)
+//! # Format, versions 1 and 2 (of the entry)
 //! A checkpoint is cut into parts of at most [`PART_BYTES_MAX`]; each is the body of one entry, and they are the first
 //! entries of the epoch:
 //! | offset | size | type | field |

@@ -203,7 +203,7 @@ impl Log {
         kept: &[LogBatch],
     ) -> Result<(), StoreError> {
         dropped::encode(first, dropped, kept, &mut self.raw);
-        let mut entry = self.codec.encode(EntryKind::Compacted, &self.raw);
+        let mut entry = self.codec.encode(EntryKind::Compacted, group::timeline(kept), &self.raw);
         self.store.append_rewrite(seq, entry.seal(seq))
     }
 
@@ -275,18 +275,19 @@ impl Log {
         let mut found = Vec::new();
         for stored in entries.into_iter().take_while(|stored| stored.seq < epoch_end) {
             let seq = stored.seq;
-            let Ok((kind, raw)) = self.codec.decode(seq, stored.bytes.clone()) else { return Ok(None) };
+            let Ok((kind, timeline, raw)) = self.codec.decode(seq, stored.bytes.clone()) else {
+                return Ok(None);
+            };
             let read = match kind {
                 EntryKind::Checkpoint => Ok((seq, None)),
-                EntryKind::Group => {
-                    group::decode(&raw, &mut self.names).map(|batches| (seq, Some((batches, Vec::new()))))
-                }
+                EntryKind::Group => group::decode(&raw, timeline, &mut self.names)
+                    .map(|batches| (seq, Some((batches, Vec::new())))),
                 // No note is lost: all are in the checkpoint of a newer epoch.
                 EntryKind::Noted => {
-                    let batches = notes::decode_batches(&raw, &mut self.names);
+                    let batches = notes::decode_batches(&raw, timeline, &mut self.names);
                     batches.map(|batches| (seq, Some((batches, Vec::new()))))
                 }
-                EntryKind::Compacted => dropped::decode(&raw, &mut self.names)
+                EntryKind::Compacted => dropped::decode(&raw, timeline, &mut self.names)
                     .map(|Compacted { first, dropped, batches }| (first, Some((batches, dropped)))),
             };
             let Ok((first, group)) = read else { return Ok(None) };

@@ -1,6 +1,6 @@
 //! What the log dropped by a stream's policy, as the body of an entry tells of it.
 //!
-//! # Format, version 1 (of the entry)
+//! # Format, versions 1 and 2 (of the entry)
 //! A compacted group is postcard (see [`super::group`] for its types), and a group behind it, which may be empty:
 //! | field | type | meaning |
 //! |-------|------|---------|
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     config::Policy,
-    record::{DeviceId, Offset, PartitionId, StreamName},
+    record::{DeviceId, Offset, PartitionId, StreamName, Timeline},
 };
 
 /// Records that the log has dropped.
@@ -152,13 +152,13 @@ pub(super) struct Compacted {
     pub(super) batches: Vec<LogBatch>,
 }
 
-/// Reads a compacted group. The values of the records are slices of `raw`.
-pub(super) fn decode(raw: &Bytes, names: &mut Names) -> Result<Compacted, EntryError> {
+/// Reads a compacted group, whose records have the timeline `timeline`. Their values are slices of `raw`.
+pub(super) fn decode(raw: &Bytes, timeline: Timeline, names: &mut Names) -> Result<Compacted, EntryError> {
     let (head, rest) =
         postcard::take_from_bytes::<Head>(raw).map_err(|_| EntryError::Body("what was dropped"))?;
     let dropped = head.dropped.iter().map(|element| read(element, names)).collect::<Result<_, _>>()?;
     let group = raw.slice_ref(rest);
-    Ok(Compacted { first: EntrySeq(head.first), dropped, batches: group::decode(&group, names)? })
+    Ok(Compacted { first: EntrySeq(head.first), dropped, batches: group::decode(&group, timeline, names)? })
 }
 
 /// The first entry that a compacted group stands for.

@@ -1,17 +1,22 @@
 //! Entry: what the store keeps under one [`EntrySeq`], as bytes.
 //!
-//! # Format, version 1
+//! # Format, version 2
 //! | offset | size | type | field |
 //! |-------:|-----:|------|-------|
 //! | 0 | 4 | u32 BE | CRC-32C (Castagnoli) of every byte from offset 4 to the end |
-//! | 4 | 1 | u8 | version: 1 |
+//! | 4 | 1 | u8 | version: 2 |
 //! | 5 | 1 | u8 | kind: 1 checkpoint, 2 group, 3 compacted group, 4 group with notes |
 //! | 6 | 1 | u8 | compression of the body: 0 none, 1 LZ4 block, 2 zstd frame |
 //! | 7 | 1 | u8 | 1 where the commit goes on in the next entry, 0 where it ends |
 //! | 8 | 8 | u64 BE | sequence number, equal to the entry's key |
 //! | 16 | 4 | u32 BE | bytes of the body before compression, at most [`RAW_BYTES_MAX`] |
-//! | 20 | rest | bytes | body: see [`super::checkpoint`], [`super::group`], [`super::dropped`] and [`super::notes`] |
+//! | 20 | 4 | u32 BE | [`Timeline::boot`] of its records; 0 where it is not known, and where there are none |
+//! | 24 | 8 | i64 BE | [`Timeline::start`] of its records, in µs since 1970 |
+//! | 32 | rest | bytes | body: see [`super::checkpoint`], [`super::group`], [`super::dropped`] and [`super::notes`] |
 //!
+//! In version 1 the body begins at 20: of its records no timeline is known.
+//!
+//! The timeline is there once and not with each record: where a clock was set, the commit goes on in another entry.
 //! The sequence number is under the checksum, so that an entry that turns up under another key is damage. A body that
 //! compression does not shrink is stored as it is, hence no entry is larger than [`ENTRY_BYTES_MAX`].
 
@@ -19,15 +24,21 @@ use bytes::Bytes;
 use crc::{CRC_32_ISCSI, Crc, Table};
 
 use super::store::{ENTRY_BYTES_MAX, EntrySeq};
-use crate::config::Compression;
+use crate::{
+    config::Compression,
+    record::{BootId, Timeline, UnixMicros},
+};
 
 /// Bytes in front of the body.
-pub(super) const HEADER_BYTES: usize = 20;
+pub(super) const HEADER_BYTES: usize = 32;
+
+/// The same in version 1.
+const HEADER_BYTES_1: usize = 20;
 
 /// Largest body before compression, in bytes: stored as it is, it still fits an entry.
 pub(super) const RAW_BYTES_MAX: usize = ENTRY_BYTES_MAX - HEADER_BYTES;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Where an entry says whether its commit goes on.
 const GOES_ON: usize = 7;
@@ -133,8 +144,8 @@ impl EntryCodec {
         }
     }
 
-    /// Wraps a body of at most [`RAW_BYTES_MAX`] bytes.
-    pub(super) fn encode(&mut self, kind: EntryKind, raw: &[u8]) -> Entry {
+    /// Wraps a body of at most [`RAW_BYTES_MAX`] bytes, whose records have the timeline `timeline`.
+    pub(super) fn encode(&mut self, kind: EntryKind, timeline: Timeline, raw: &[u8]) -> Entry {
         assert!(raw.len() <= RAW_BYTES_MAX, "a body of {} bytes does not fit an entry", raw.len());
         // A failure to compress is no reason to lose the record: the body is stored as it is.
         let compressed = match self.compression {
@@ -152,21 +163,35 @@ impl EntryCodec {
         bytes.extend_from_slice(&[0; 8]);
         let raw_bytes = u32::try_from(raw.len()).expect("at most RAW_BYTES_MAX");
         bytes.extend_from_slice(&raw_bytes.to_be_bytes());
+        bytes.extend_from_slice(&timeline.boot.0.to_be_bytes());
+        bytes.extend_from_slice(&timeline.start.0.to_be_bytes());
         bytes.extend_from_slice(body);
         Entry { bytes, raw_bytes: raw.len() }
     }
 
-    /// Checks an entry that was found under `seq` and returns its kind and body.
-    pub(super) fn decode(&mut self, seq: EntrySeq, entry: Vec<u8>) -> Result<(EntryKind, Bytes), EntryError> {
-        if entry.len() < HEADER_BYTES {
+    /// Checks an entry that was found under `seq` and returns its kind, the timeline of its records and its body.
+    pub(super) fn decode(
+        &mut self,
+        seq: EntrySeq,
+        entry: Vec<u8>,
+    ) -> Result<(EntryKind, Timeline, Bytes), EntryError> {
+        if entry.len() < HEADER_BYTES_1 {
             return Err(EntryError::Short(entry.len()));
         }
         if CRC_32C.checksum(&entry[4..]).to_be_bytes() != entry[..4] {
             return Err(EntryError::Checksum);
         }
-        if entry[4] != VERSION {
-            return Err(EntryError::Version(entry[4]));
-        }
+        let (header_bytes, timeline) = match (entry[4], entry.get(HEADER_BYTES_1..HEADER_BYTES)) {
+            (1, _) => (HEADER_BYTES_1, Timeline::default()),
+            (VERSION, Some(timeline)) => {
+                let (boot, start) = timeline.split_at(4);
+                let boot = BootId(u32::from_be_bytes(boot.try_into().expect("4 bytes")));
+                let start = UnixMicros(i64::from_be_bytes(start.try_into().expect("8 bytes")));
+                (HEADER_BYTES, Timeline { boot, start })
+            }
+            (VERSION, None) => return Err(EntryError::Short(entry.len())),
+            (other, _) => return Err(EntryError::Version(other)),
+        };
         let kind = match entry[5] {
             1 => EntryKind::Checkpoint,
             2 => EntryKind::Group,
@@ -179,12 +204,12 @@ impl EntryCodec {
             return Err(EntryError::Misplaced(found));
         }
         let raw_bytes = u32::from_be_bytes(entry[16..20].try_into().expect("4 bytes")) as usize;
-        if raw_bytes > RAW_BYTES_MAX {
+        if raw_bytes > ENTRY_BYTES_MAX - header_bytes {
             return Err(EntryError::Decompress);
         }
-        let body = &entry[HEADER_BYTES..];
+        let body = &entry[header_bytes..];
         let raw = match entry[6] {
-            0 => Bytes::from(entry).slice(HEADER_BYTES..),
+            0 => Bytes::from(entry).slice(header_bytes..),
             1 => {
                 let mut raw = vec![0; raw_bytes];
                 let size =
@@ -202,7 +227,7 @@ impl EntryCodec {
         if raw.len() != raw_bytes {
             return Err(EntryError::Decompress);
         }
-        Ok((kind, raw))
+        Ok((kind, timeline, raw))
     }
 }
 

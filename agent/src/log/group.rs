@@ -1,6 +1,6 @@
 //! Group: the batches that one commit window gathered, as the body of an entry.
 //!
-//! # Format, version 1 (of the entry)
+//! # Format, versions 1 and 2 (of the entry)
 //! postcard throughout: an integer is a varint (LEB128; signed ones zigzag first), a string or byte string has its
 //! length as a varint in front, an option is `00` or `01` and the value, a list has its count in front.
 //!
@@ -20,7 +20,7 @@
 //! | value | bytes | Kafka's value |
 //! | content_type | u8 | number of [`ContentType`] |
 //! | received_delta | i64 | receive time less the batch's `received_at`, in µs (wrapping) |
-//! | received_quality | u8 | number of [`ClockQuality`] |
+//! | received_quality | u8 | number of [`ClockQuality`]; 4 more where the event time was counted back from the receive time |
 //! | event_delta | option of i64 | event time less receive time, in µs (wrapping) |
 //! | device_seq | option of u64 | the device's own sequence number |
 //! | headers | list of (string, bytes) | further headers |
@@ -38,7 +38,7 @@ use super::{
 };
 use crate::record::{
     ClockQuality, ContentType, DeviceId, Offset, PartitionId, Received, Record, RecordHeader,
-    STREAM_NAME_BYTES_MAX, StreamName, UnixMicros,
+    STREAM_NAME_BYTES_MAX, StreamName, Timeline, UnixMicros,
 };
 
 /// Most records in one group. With it an offset is always below `RECORDS_PER_GROUP_MAX` times the log's end, which is
@@ -56,6 +56,9 @@ const RECORD_FIXED_BYTES_MAX: usize = 48;
 
 /// Most bytes of a header beside its name and value: two lengths.
 const HEADER_FIXED_BYTES_MAX: usize = 8;
+
+/// Added to the number of a quality where [`Received::dates_event`].
+const DATES_EVENT: u8 = 4;
 
 #[derive(Serialize, Deserialize)]
 struct BatchHead<'a> {
@@ -151,7 +154,8 @@ pub(super) fn encode(batches: &[LogBatch], raw: &mut Vec<u8>) {
                     value: &record.value,
                     content_type: record.content_type as u8,
                     received_delta: received_at.wrapping_sub(base),
-                    received_quality: record.received.quality as u8,
+                    received_quality: record.received.quality as u8
+                        | if record.received.dates_event { DATES_EVENT } else { 0 },
                     event_delta: record.event_time.map(|at| at.0.wrapping_sub(received_at)),
                     device_seq: record.device_seq,
                     headers: record.headers.iter().map(|h| HeaderBody(&h.name, &h.value)).collect(),
@@ -160,6 +164,12 @@ pub(super) fn encode(batches: &[LogBatch], raw: &mut Vec<u8>) {
         }
     }
     raw.truncate(used);
+}
+
+/// The timeline of all records in `batches`.
+pub(super) fn timeline(batches: &[LogBatch]) -> Timeline {
+    let first = batches.first().and_then(|batch| batch.records.first());
+    first.map(|record| record.received.timeline).unwrap_or_default()
 }
 
 fn received_base(batch: &LogBatch) -> i64 {
@@ -186,8 +196,12 @@ pub(super) fn decode_ranges(raw: &Bytes, names: &mut Names) -> Result<Vec<BatchR
         .collect()
 }
 
-/// Reads the whole group. The values of the records are slices of `raw`.
-pub(super) fn decode(raw: &Bytes, names: &mut Names) -> Result<Vec<LogBatch>, EntryError> {
+/// Reads the whole group, whose records have the timeline `timeline`. Their values are slices of `raw`.
+pub(super) fn decode(
+    raw: &Bytes,
+    timeline: Timeline,
+    names: &mut Names,
+) -> Result<Vec<LogBatch>, EntryError> {
     let (heads, mut rest) = take_directory(raw)?;
     let mut batches = Vec::with_capacity(heads.len());
     for head in heads {
@@ -198,7 +212,7 @@ pub(super) fn decode(raw: &Bytes, names: &mut Names) -> Result<Vec<LogBatch>, En
             let (body, behind) =
                 postcard::take_from_bytes::<RecordBody>(rest).map_err(|_| EntryError::Body("a record"))?;
             rest = behind;
-            records.push(record(&stream, raw, head.received_at, body)?);
+            records.push(record(&stream, raw, timeline, head.received_at, body)?);
         }
         batches.push(LogBatch {
             stream,
@@ -222,15 +236,27 @@ fn take_directory(raw: &[u8]) -> Result<(Vec<BatchHead<'_>>, &[u8]), EntryError>
     if sound { Ok((heads, rest)) } else { Err(EntryError::Body("a count or offset out of range")) }
 }
 
-fn record(stream: &StreamName, raw: &Bytes, base: i64, body: RecordBody<'_>) -> Result<Record, EntryError> {
+fn record(
+    stream: &StreamName,
+    raw: &Bytes,
+    timeline: Timeline,
+    base: i64,
+    body: RecordBody<'_>,
+) -> Result<Record, EntryError> {
     let received_at = base.wrapping_add(body.received_delta);
+    let received = Received {
+        at: UnixMicros(received_at),
+        quality: quality(body.received_quality & !DATES_EVENT)?,
+        timeline,
+        dates_event: body.received_quality & DATES_EVENT != 0,
+    };
     Ok(Record {
         stream: stream.clone(),
         device: DeviceId::new(body.device).map_err(|_| EntryError::Body("a device's id"))?,
         value: raw.slice_ref(body.value),
         content_type: content_type(body.content_type)?,
         event_time: body.event_delta.map(|delta| UnixMicros(received_at.wrapping_add(delta))),
-        received: Received { at: UnixMicros(received_at), quality: quality(body.received_quality)? },
+        received,
         device_seq: body.device_seq,
         headers: body
             .headers

@@ -4,7 +4,7 @@
 //! release would pass for damage. So both are found out before anything in the directory is touched.
 //!
 //! # Format
-//! Lines: `format 1`, `gateway ` with `gateway.id`, and last, whatever the format, `crc ` with the CRC-32C of all lines before in eight
+//! Lines: `format 2`, `gateway ` with `gateway.id`, and last, whatever the format, `crc ` with the CRC-32C of all lines before in eight
 //! hex digits. A file that is none of this says nothing and is written again: a flipped bit must not make it somebody else's.
 
 use std::{
@@ -20,7 +20,7 @@ use super::CRC_32C;
 pub const FILE_NAME: &str = "gateway";
 
 /// What this release reads and writes. To be raised by one whose entries this one would take for damage.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why an agent or a repair must not touch a data directory. Nothing in it was changed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,11 +51,11 @@ pub enum NotOurs {
     },
 }
 
-/// The gateway that `dir` belongs to; `None` where it does not say.
+/// The format of `dir` and the gateway that it belongs to; `None` where it does not say.
 ///
 /// # Errors
 /// [`NotOurs::Later`].
-pub fn read(dir: &Path) -> Result<Option<String>, NotOurs> {
+pub fn read(dir: &Path) -> Result<Option<(u32, String)>, NotOurs> {
     let text = match fs::read_to_string(dir.join(FILE_NAME)) {
         Ok(text) => text,
         Err(error) => {
@@ -72,7 +72,7 @@ pub fn read(dir: &Path) -> Result<Option<String>, NotOurs> {
     let format = next("format ").and_then(|format| format.parse().ok());
     let gateway = next("gateway ").map(str::to_owned);
     match format {
-        Some(FORMAT) => Ok(gateway),
+        Some(known @ 1..=FORMAT) => Ok(gateway.map(|gateway| (known, gateway))),
         Some(found) => Err(NotOurs::Later { dir: dir.into(), found }),
         None => Ok(None),
     }
@@ -93,16 +93,17 @@ pub(crate) fn sealed(lines: &str) -> String {
     format!("{lines}crc {}\n", check_of(lines))
 }
 
-/// Whether `dir` says that it is that of `gateway`; false where it does not say, and [`write()`] is due.
+/// Whether `dir` says that it is that of `gateway` and of this format; false where it does not say, or of an earlier one, and
+/// [`write()`] is due.
 ///
 /// # Errors
 /// [`NotOurs`].
 pub fn check(dir: &Path, gateway: &str) -> Result<bool, NotOurs> {
     match read(dir)? {
-        Some(found) if found != gateway => {
+        Some((_, found)) if found != gateway => {
             Err(NotOurs::OtherGateway { dir: dir.into(), found, wanted: gateway.into() })
         }
-        found => Ok(found.is_some()),
+        found => Ok(found.is_some_and(|(format, _)| format == FORMAT)),
     }
 }
 
@@ -134,10 +135,15 @@ mod tests {
         let expected = format!("{path} is that of gateway \"gw-1\", and gateway.id is \"gw-2\": ");
         assert!(said.starts_with(&expected) && said.ends_with(&format!("delete {path}/gateway")), "{said}");
 
-        fs::write(dir.path().join(FILE_NAME), sealed("format 2\nowner somebody\n")).expect("written");
+        // An earlier release must not take what is written from now on for damage.
+        fs::write(dir.path().join(FILE_NAME), sealed("format 1\ngateway gw-1\n")).expect("written");
+        assert_eq!(check(dir.path(), "gw-1"), Ok(false));
+        assert!(check(dir.path(), "gw-2").is_err());
+
+        fs::write(dir.path().join(FILE_NAME), sealed("format 3\nowner somebody\n")).expect("written");
         let said = check(dir.path(), "gw-1").expect_err("a later release").to_string();
         assert!(
-            said.starts_with(&format!("{path} has format 2, and this release knows 1 at most: install")),
+            said.starts_with(&format!("{path} has format 3, and this release knows 2 at most: install")),
             "{said}"
         );
     }

@@ -304,7 +304,7 @@ impl EpochReader {
             let (next, seq) = (self.next, stored.seq);
             let decoded = self.codec.decode(seq, stored.bytes.clone());
             let first = match &decoded {
-                Ok((EntryKind::Compacted, raw)) => dropped::first(raw).unwrap_or(seq),
+                Ok((EntryKind::Compacted, _, raw)) => dropped::first(raw).unwrap_or(seq),
                 _ => seq,
             };
             if first > next {
@@ -315,20 +315,21 @@ impl EpochReader {
             self.next = seq.next();
             self.entries_read += 1;
             self.stored_bytes += stored.bytes.len() as u64;
-            let decoded = decoded.and_then(|(kind, raw)| {
+            let decoded = decoded.and_then(|(kind, timeline, raw)| {
                 self.raw_bytes += raw.len() as u64;
                 match kind {
                     EntryKind::Checkpoint => Ok(self.assembly.push(&raw)?.map(Item::Checkpoint)),
                     EntryKind::Group => {
-                        let batches = group::decode(&raw, &mut self.names)?;
+                        let batches = group::decode(&raw, timeline, &mut self.names)?;
                         Ok(Some(Item::Group(BatchGroup { seq, batches, dropped: Vec::new() })))
                     }
                     EntryKind::Noted => {
-                        let batches = notes::decode_batches(&raw, &mut self.names)?;
+                        let batches = notes::decode_batches(&raw, timeline, &mut self.names)?;
                         Ok(Some(Item::Group(BatchGroup { seq, batches, dropped: Vec::new() })))
                     }
                     EntryKind::Compacted => {
-                        let Compacted { dropped, batches, .. } = dropped::decode(&raw, &mut self.names)?;
+                        let Compacted { dropped, batches, .. } =
+                            dropped::decode(&raw, timeline, &mut self.names)?;
                         Ok(Some(Item::Group(BatchGroup { seq, batches, dropped })))
                     }
                 }

@@ -26,6 +26,7 @@ use super::{
     entry::EntryError,
     group::{self, Names},
 };
+use crate::record::Timeline;
 
 /// Largest note, key and value together, in bytes.
 pub const NOTE_BYTES_MAX: usize = 64 * 1024;
@@ -210,6 +211,10 @@ pub(super) fn split(raw: &Bytes) -> Result<(Vec<Note>, Bytes), EntryError> {
 }
 
 /// The batches of an entry of kind 4.
-pub(super) fn decode_batches(raw: &Bytes, names: &mut Names) -> Result<Vec<LogBatch>, EntryError> {
-    split(raw).and_then(|(_, group)| group::decode(&group, names))
+pub(super) fn decode_batches(
+    raw: &Bytes,
+    timeline: Timeline,
+    names: &mut Names,
+) -> Result<Vec<LogBatch>, EntryError> {
+    split(raw).and_then(|(_, group)| group::decode(&group, timeline, names))
 }

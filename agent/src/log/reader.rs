@@ -149,22 +149,23 @@ impl Log {
     /// Takes one entry into the outcome; returns its bytes before compression.
     fn take(&mut self, outcome: &mut ReadOutcome, stored: StoredEntry) -> usize {
         let seq = stored.seq;
-        let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, raw)| {
+        let decoded = self.codec.decode(seq, stored.bytes).and_then(|(kind, timeline, raw)| {
             let (first, group) = match kind {
                 EntryKind::Checkpoint => {
                     self.note_checkpoint(&mut outcome.checkpoints, seq, &raw);
                     (seq, None)
                 }
                 EntryKind::Group => {
-                    let batches = group::decode(&raw, &mut self.names)?;
+                    let batches = group::decode(&raw, timeline, &mut self.names)?;
                     (seq, Some(BatchGroup { seq, batches, dropped: Vec::new() }))
                 }
                 EntryKind::Noted => {
-                    let batches = notes::decode_batches(&raw, &mut self.names)?;
+                    let batches = notes::decode_batches(&raw, timeline, &mut self.names)?;
                     (seq, Some(BatchGroup { seq, batches, dropped: Vec::new() }))
                 }
                 EntryKind::Compacted => {
-                    let Compacted { first, dropped, batches } = dropped::decode(&raw, &mut self.names)?;
+                    let Compacted { first, dropped, batches } =
+                        dropped::decode(&raw, timeline, &mut self.names)?;
                     (first, Some(BatchGroup { seq, batches, dropped }))
                 }
             };

@@ -13,7 +13,7 @@ use super::{
     notes::{self, NoteTable, Remembered},
     store::{EpochId, EpochStore, SLOW_OPENS_MAX, StoreError},
 };
-use crate::record::{Offset, PartitionId, StreamName};
+use crate::record::{Offset, PartitionId, StreamName, Timeline};
 
 /// Bytes asked of the store at a time.
 const SCAN_BYTES: usize = 256 * 1024;
@@ -178,8 +178,8 @@ fn scan(
             scan.entries += 1;
             next = stored.seq.next();
             let goes_on = entry::goes_on(&stored.bytes);
-            let replayed = codec.decode(stored.seq, stored.bytes).and_then(|entry| {
-                held.push(entry);
+            let replayed = codec.decode(stored.seq, stored.bytes).and_then(|(kind, _, raw)| {
+                held.push((kind, raw));
                 if goes_on {
                     return Ok(());
                 }
@@ -219,7 +219,7 @@ fn replay(
             }
         }
         EntryKind::Compacted => {
-            let Compacted { dropped, batches, .. } = dropped::decode(raw, names)?;
+            let Compacted { dropped, batches, .. } = dropped::decode(raw, Timeline::default(), names)?;
             let Some(state) = state else { return Ok(()) };
             let dropped = dropped.into_iter().map(|d| ((d.stream, d.partition), Offset(d.last.0 + 1)));
             let kept = batches.iter().map(|b| ((b.stream.clone(), b.partition), b.end_offset()));

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU16, time::Duration};
 
 use super::cursor::{LastRecord, LogId};
-use crate::record::{Offset, PartitionId, Record, UnixMicros};
+use crate::record::{Offset, PartitionId, Received, Record, UnixMicros};
 
 /// Names a record between [`Cluster::produce`] and its delivery report. Fits a C pointer on every target.
 pub type Token = usize;
@@ -17,6 +17,9 @@ pub struct Outgoing<'a> {
     pub partition: PartitionId,
     /// What is sent: key, value, headers.
     pub record: &'a Record,
+    /// When the gateway received it, as far as is known now; the headers `wayside.received` and `wayside.clock`. Where that
+    /// is not what the record says, `wayside.clock.corrected` has what it says.
+    pub received: Received,
     /// Its place in the local log, if it has one; the header `wayside.offset`.
     pub offset: Option<Offset>,
     /// Kafka's timestamp, in ms since 1970.

@@ -151,7 +151,8 @@ fn send(cluster: &mut dyn Cluster, partition: i32, n: Token) {
         partition: PartitionId(partition),
         record: &record,
         offset: Some(Offset(offset)),
-        timestamp_ms: record.timestamp().as_millis(),
+        received: record.received,
+        timestamp_ms: record.event_time.unwrap().as_millis(),
         refused_event_time: None,
         token: n,
     };

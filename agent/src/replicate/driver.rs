@@ -167,7 +167,7 @@ impl Driver {
                 self.poll(pause.min(deadline.since(now)));
             }
         }
-        self.replicator.publish(self.clock.wall().at);
+        self.replicator.publish(self.clock.wall());
         let cursor_is_durable = self.keep_cursor();
         Summary {
             acknowledged: self.replicator.acknowledged(),
@@ -205,7 +205,7 @@ impl Driver {
         if self.replicator.outruns(&self.keeper.durable) && !self.keeper.failing {
             self.keep_cursor();
         }
-        progress |= self.replicator.pump(now, self.clock.wall().at, self.cluster.as_mut());
+        progress |= self.replicator.pump(now, self.clock.wall(), self.cluster.as_mut());
         if self.replicator.prepare_commit() {
             // Kafka's group says the same, as long as it remembers; so here too a disk that fails is no reason to wait.
             self.write_cursor();
@@ -216,7 +216,7 @@ impl Driver {
             self.keep_cursor();
             self.keeper.due = now + self.keeper.interval;
             self.replicator.probe(false);
-            self.replicator.publish(self.clock.wall().at);
+            self.replicator.publish(self.clock.wall());
         }
         progress
     }
@@ -232,7 +232,7 @@ impl Driver {
             self.replicator.on_event(now, event);
         }
         self.pause = PAUSE_MIN;
-        self.replicator.publish(self.clock.wall().at);
+        self.replicator.publish(self.clock.wall());
         true
     }
 

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     config::{Delivery, Replicate, Sasl, TokenSource},
     env::{Clock as _, SystemClock},
-    record::PartitionId,
+    record::{ClockQuality, PartitionId},
 };
 
 /// librdkafka serves one event a poll; a poll of ours takes what is there, up to so many.
@@ -113,14 +113,21 @@ impl KafkaCluster {
     fn headers(&self, out: &Outgoing<'_>) -> OwnedHeaders {
         let record = out.record;
         let mut decimal = itoa::Buffer::new();
-        let mut headers = OwnedHeaders::new_with_capacity(5 + record.headers.len())
+        let mut headers = OwnedHeaders::new_with_capacity(6 + record.headers.len())
             .insert(header("wayside.gateway", self.gateway.as_bytes()));
         if let Some(offset) = out.offset {
             headers = headers.insert(header("wayside.offset", decimal.format(offset.0).as_bytes()));
         }
         headers = headers
-            .insert(header("wayside.received", decimal.format(record.received.at.0).as_bytes()))
+            .insert(header("wayside.received", decimal.format(out.received.at.0).as_bytes()))
             .insert(header("content-type", record.content_type.as_str().as_bytes()));
+        if out.received.quality != ClockQuality::Synced {
+            headers = headers.insert(header("wayside.clock", out.received.quality.as_str().as_bytes()));
+        }
+        if out.received.at != record.received.at {
+            let shown = decimal.format(record.received.at.0);
+            headers = headers.insert(header("wayside.clock.corrected", shown.as_bytes()));
+        }
         if let Some(seq) = record.device_seq {
             headers = headers.insert(header("wayside.seq", decimal.format(seq).as_bytes()));
         }

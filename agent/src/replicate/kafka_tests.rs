@@ -12,7 +12,10 @@ use rdkafka::{
 
 use super::*;
 use crate::{
-    record::{ContentType, Offset, PartitionId, RecordHeader, UnixMicros, header as header_names},
+    record::{
+        ClockQuality, ContentType, Offset, PartitionId, Received, RecordHeader, UnixMicros,
+        header as header_names,
+    },
     replicate::{
         contract::{self, Brokers},
         tests::{config, record},
@@ -114,7 +117,8 @@ fn a_record_has_its_key_value_timestamp_and_headers() {
         partition: PartitionId(2),
         record: &record,
         offset: Some(Offset(41)),
-        timestamp_ms: record.timestamp().as_millis(),
+        received: record.received,
+        timestamp_ms: record.event_time.unwrap().as_millis(),
         refused_event_time: None,
         token: 7,
     };
@@ -123,6 +127,9 @@ fn a_record_has_its_key_value_timestamp_and_headers() {
     let restamped =
         Outgoing { refused_event_time: Some(UnixMicros(-5)), timestamp_ms: -1, token: 8, ..outgoing };
     deliver(&mut cluster, &restamped);
+    let quality = ClockQuality::Estimated;
+    let received = Received { at: UnixMicros(1_800_000_000_000_000), quality, ..record.received };
+    deliver(&mut cluster, &Outgoing { received, token: 9, ..outgoing });
 
     let consumer = mock.consumer("test.a", PartitionId(2));
     let message = next(&consumer);
@@ -144,6 +151,14 @@ fn a_record_has_its_key_value_timestamp_and_headers() {
     let message = next(&consumer);
     assert_eq!(message.timestamp().to_millis(), Some(1), "Kafka has no time before 1970");
     assert!(headers(&message).contains(&("wayside.event-time".into(), "-5".into())));
+    let found = headers(&next(&consumer));
+    for (key, value) in [
+        ("wayside.received", "1800000000000000"),
+        ("wayside.clock", "estimated"),
+        ("wayside.clock.corrected", "1700000001000000"),
+    ] {
+        assert!(found.contains(&(key.into(), value.into())), "{found:?}");
+    }
 }
 
 fn headers(message: &rdkafka::message::OwnedMessage) -> Vec<(String, String)> {
@@ -166,6 +181,7 @@ fn a_record_beyond_message_max_bytes_is_undeliverable() {
         partition: PartitionId(0),
         record: &record,
         offset: Some(Offset(0)),
+        received: record.received,
         timestamp_ms: 1,
         refused_event_time: None,
         token: 0,

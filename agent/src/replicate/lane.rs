@@ -56,6 +56,8 @@ pub(super) struct Sent {
     pub(super) skew_us: i64,
     /// That is not the time it should have.
     pub(super) restamped: bool,
+    /// Its time of receipt was worked out from a better clock than it was received by.
+    pub(super) corrected: bool,
     /// `None` while it is under way.
     pub(super) settled: Option<Settled>,
     /// The device, of a record that may still be dropped.

@@ -45,6 +45,7 @@ pub struct ReplicateMetrics {
     pub(super) throttle_seconds: Gauge<f64, AtomicU64>,
     pub(super) lost_entries: Counter,
     pub(super) restamped_records: Counter,
+    pub(super) corrected_records: Counter,
     pub(super) errors: Counter,
     pub(super) producer_restarts: Counter,
     pub(super) transactions: Counter,
@@ -141,6 +142,11 @@ impl ReplicateMetrics {
             "replicate_restamped_records",
             "Records that Kafka took with the time they were received or sent, because it refuses the time they should have",
             m.restamped_records.clone(),
+        );
+        registry.register(
+            "replicate_corrected_records",
+            "Records that Kafka took with a time of receipt by a better clock than they were received by",
+            m.corrected_records.clone(),
         );
         registry.register(
             "replicate_errors",

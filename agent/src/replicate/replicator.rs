@@ -27,7 +27,7 @@ use super::{
 use crate::{
     env::{Entropy, Monotonic},
     log::{BatchGroup, EntrySeq, LogBatch, ReadOutcome},
-    record::{Offset, PartitionId, Record, StreamName, UnixMicros},
+    record::{Offset, PartitionId, Received, Record, StreamName},
 };
 
 /// Delay after the log could not answer or had not what it should have.
@@ -45,7 +45,7 @@ struct Entry {
     unsent: usize,
     /// Bytes that are counted for that.
     pinned_bytes: usize,
-    received: Option<UnixMicros>,
+    received: Option<Received>,
 }
 
 /// Decides what is sent to Kafka and keeps account of what was acknowledged.
@@ -86,7 +86,7 @@ pub struct Replicator {
     shows_error: bool,
     read_retry_at: Option<Monotonic>,
     /// When the gateway received the last entry that was taken in order.
-    taken_received: Option<UnixMicros>,
+    taken_received: Option<Received>,
     /// Something was offered since the log was last asked for more than is known.
     offered: bool,
     /// The log is to be asked for more than is known.
@@ -417,7 +417,7 @@ impl Replicator {
 
     /// Advances a lane over what is settled.
     fn advance(&mut self, index: usize) {
-        let (mut records, mut restamped, mut payload_bytes) = (0, 0, 0);
+        let (mut records, mut restamped, mut corrected, mut payload_bytes) = (0, 0, 0, 0);
         while let Some((sent, settled)) = self.lanes[index].pop_settled() {
             let entry = sent.entry;
             self.sent_bytes -= sent.size_bytes;
@@ -425,6 +425,7 @@ impl Replicator {
                 Settled::Delivered => {
                     records += 1;
                     restamped += u64::from(sent.restamped);
+                    corrected += u64::from(sent.corrected);
                     payload_bytes += sent.payload_bytes as u64;
                 }
                 Settled::Dropped(reason) => self.on_dropped(index, sent, reason),
@@ -437,6 +438,7 @@ impl Replicator {
         }
         let topic = &self.topics[self.lanes[index].topic];
         self.metrics.restamped_records.inc_by(restamped);
+        self.metrics.corrected_records.inc_by(corrected);
         topic.acknowledged_records.inc_by(records);
         topic.acknowledged_bytes.inc_by(payload_bytes);
     }
@@ -485,8 +487,9 @@ fn is_beyond(partition: PartitionId, topic: &Topic) -> bool {
 }
 
 /// When the first record of a group was received.
-fn received(group: &BatchGroup) -> Option<UnixMicros> {
-    group.batches.iter().flat_map(|batch| batch.records.first()).map(|record| record.received.at).min()
+fn received(group: &BatchGroup) -> Option<Received> {
+    let first = group.batches.iter().flat_map(|batch| batch.records.first());
+    first.map(|record| record.received).min_by_key(|received| received.at)
 }
 
 fn size_bytes(group: &BatchGroup) -> usize {

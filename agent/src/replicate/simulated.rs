@@ -16,7 +16,7 @@ use super::{
     },
     cursor::LastRecord,
 };
-use crate::record::{Offset, PartitionId, Record};
+use crate::record::{Offset, PartitionId, Received, Record};
 
 /// In place of the offset of a record that the local log does not hold.
 pub const NOT_IN_LOG: Offset = Offset(-1);
@@ -28,6 +28,8 @@ pub struct Appended {
     pub offset: Offset,
     /// Kafka's timestamp in ms.
     pub timestamp_ms: i64,
+    /// What the headers say of its receipt.
+    pub received: Received,
     /// The record.
     pub record: Record,
 }
@@ -199,6 +201,17 @@ impl SimulatedBrokers {
         state.partitions.iter().map(|(place, held)| (place.clone(), seen(held))).collect()
     }
 
+    /// Where all records are or will be that the producer was ever given and has not lost.
+    pub fn handed(&self) -> BTreeSet<(String, PartitionId, Offset)> {
+        let state = lock(&self.state);
+        let place =
+            |(topic, partition): &Place, appended: &Appended| (topic.clone(), *partition, appended.offset);
+        let stored =
+            state.partitions.iter().flat_map(|(at, held)| held.iter().map(|s| place(at, &s.appended)));
+        let queued = state.queues.iter().flat_map(|(at, taken)| taken.iter().map(|t| place(at, &t.appended)));
+        stored.chain(queued).collect()
+    }
+
     /// The group's offsets expire.
     pub fn forget_group(&self) {
         lock(&self.state).group.clear();
@@ -339,6 +352,7 @@ impl Cluster for SimulatedCluster {
         let appended = Appended {
             offset: out.offset.unwrap_or(NOT_IN_LOG),
             timestamp_ms: out.timestamp_ms,
+            received: out.received,
             record: out.record.clone(),
         };
         let queue = state.queues.entry((out.topic.to_owned(), out.partition)).or_default();

@@ -1,9 +1,34 @@
 //! Which time a record has as Kafka's timestamp: a topic may refuse times far from the brokers' clock.
 
-use crate::record::{Record, UnixMicros};
+use crate::record::{Received, Record, UnixMicros};
 
 /// Times nearer to the wall clock than a minute are always tried: where one is refused, the wall clock is wrong.
 const SKEW_LEARNT_MIN_US: u64 = 60_000_000;
+
+/// When a record happened and came, as far as is known when it is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// When it happened, where that is known.
+    pub(super) event: Option<UnixMicros>,
+    /// When the gateway received it.
+    pub(super) received: Received,
+}
+
+impl Times {
+    /// The times of `record` by the gateway's clock as it is now, if that is better than it was then.
+    pub(super) fn of(record: &Record, clock: Received) -> Self {
+        let before = record.received;
+        let received = before.corrected(clock.quality, clock.timeline).unwrap_or(before);
+        let moved_us = if before.dates_event { received.at.0.saturating_sub(before.at.0) } else { 0 };
+        let event = record.event_time.map(|at| UnixMicros(at.0.saturating_add(moved_us)));
+        Self { event, received }
+    }
+
+    /// Kafka's timestamp, where the topic takes it.
+    pub(super) fn proper(&self) -> UnixMicros {
+        self.event.unwrap_or(self.received.at)
+    }
+}
 
 /// The times a record can have, in the order in which they are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,10 +60,10 @@ pub(super) struct StampLimits {
 }
 
 impl StampLimits {
-    /// The first time of `record` from `from` on that is not known to be refused at `wall`.
-    pub(super) fn choose(&self, record: &Record, from: Stamp, wall: UnixMicros) -> (Stamp, UnixMicros) {
-        let event_time = record.event_time.map(|at| (Stamp::Event, at));
-        let times = event_time.into_iter().chain([(Stamp::Receive, record.received.at)]);
+    /// The first of `times` from `from` on that is not known to be refused at `wall`.
+    pub(super) fn choose(&self, times: &Times, from: Stamp, wall: UnixMicros) -> (Stamp, UnixMicros) {
+        let event = times.event.map(|at| (Stamp::Event, at));
+        let times = event.into_iter().chain([(Stamp::Receive, times.received.at)]);
         times
             .filter(|(stamp, _)| *stamp >= from)
             .find(|(_, at)| self.takes(skew_us(*at, wall)))

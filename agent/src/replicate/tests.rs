@@ -44,7 +44,11 @@ pub(crate) fn record(stream_name: &str, partition: i32, offset: i64) -> Record {
         value: Bytes::from(format!("{stream_name}/{partition}/{offset}")),
         content_type: ContentType::Json,
         event_time: Some(UnixMicros(1_700_000_000_000_000 + offset * 1_000)),
-        received: Received { at: UnixMicros(1_700_000_001_000_000), quality: ClockQuality::Synced },
+        received: Received {
+            at: UnixMicros(1_700_000_001_000_000),
+            quality: ClockQuality::Synced,
+            ..Received::default()
+        },
         device_seq: u64::try_from(offset + 1).ok(),
         headers: Vec::new(),
     }

@@ -192,7 +192,7 @@ impl Agent {
         if self.replicator.outruns(&self.durable) {
             self.keep_cursor(outside);
         }
-        self.replicator.pump(now, outside.clock.wall().at, &mut outside.cluster);
+        self.replicator.pump(now, outside.clock.wall(), &mut outside.cluster);
         if self.replicator.prepare_commit() {
             self.keep_cursor(outside);
             self.replicator.commit(now, &mut outside.cluster);

@@ -36,12 +36,17 @@ pub struct Counts {
     pub told: usize,
     /// Records that Kafka holds more than once, and a consumer skips by their offsets.
     pub repeated: usize,
+    /// Records in Kafka whose time of receipt was corrected.
+    pub corrected: usize,
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { acknowledged, delivered, told, repeated } = self;
-        write!(f, "{acknowledged} acknowledged, {delivered} delivered, {told} told, {repeated} repeated")
+        let Self { acknowledged, delivered, told, repeated, corrected } = self;
+        write!(
+            f,
+            "{acknowledged} acknowledged, {delivered} delivered, {told} told, {repeated} repeated, {corrected} corrected"
+        )
     }
 }
 

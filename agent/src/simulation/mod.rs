@@ -15,12 +15,14 @@
 //!
 //! # What is checked
 //! `checker`: nothing acknowledged is lost; each device's readings come in order and once; what a device dropped is told, and
-//! nothing is both told and delivered. Kafka may hold a record twice after a crash or a new producer alone, and not at all if the
+//! nothing is both told and delivered. `clock`: a time of receipt is right, or says that it may not be; what was received before the
+//! clock was set and sent later is corrected. Kafka may hold a record twice after a crash or a new producer alone, and not at all if the
 //! run is to be exactly once.
 
 mod agent;
 mod broker;
 mod checker;
+mod clock;
 mod line;
 #[cfg(test)]
 mod tests;
@@ -51,6 +53,8 @@ pub struct Faults {
     pub kafka: u16,
     /// The wall clock jumps.
     pub clock: u16,
+    /// The gateway loses its power and starts in 1970, as it did the first time; a time server answers some turns later.
+    pub boot: u16,
     /// The connection to the broker breaks.
     pub connection: u16,
     /// The broker loses the session.
@@ -72,6 +76,7 @@ impl Faults {
             disk_full: up_to(60),
             kafka: up_to(150),
             clock: up_to(20),
+            boot: 0,
             connection: up_to(40),
             session: up_to(5),
             restart_of_device: up_to(10),
@@ -80,10 +85,22 @@ impl Faults {
     }
 
     /// Each of them.
-    fn each(&mut self) -> [&mut u16; 10] {
-        let Self { crash, store_call, disk, disk_full, kafka, clock, connection, session, .. } = self;
+    fn each(&mut self) -> [&mut u16; 11] {
+        let Self { crash, store_call, disk, disk_full, kafka, clock, boot, connection, session, .. } = self;
         let Self { restart_of_device, noise, .. } = self;
-        [crash, store_call, disk, disk_full, kafka, clock, connection, session, restart_of_device, noise]
+        [
+            crash,
+            store_call,
+            disk,
+            disk_full,
+            kafka,
+            clock,
+            boot,
+            connection,
+            session,
+            restart_of_device,
+            noise,
+        ]
     }
 }
 
@@ -106,8 +123,10 @@ impl Scenario {
     /// The scenario of `seed`.
     pub fn of(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let (steps, faults) = (rng.random_range(50..400), Faults::of(&mut rng));
+        let (steps, mut faults) = (rng.random_range(50..400), Faults::of(&mut rng));
         let transactions = rng.random_bool(0.75);
+        // Last: a seed makes of the rest what it did before there was this.
+        faults.boot = if rng.random_bool(0.5) { rng.random_range(1..=10) } else { 0 };
         Self { seed, steps, faults, transactions, exactly_once: transactions }
     }
 

@@ -25,10 +25,11 @@ fn fixed_seeds_keep_the_promises() {
         all.acknowledged += summary.counts.acknowledged;
         all.repeated += summary.counts.repeated;
         all.told += summary.counts.told;
+        all.corrected += summary.counts.corrected;
     }
     // A simulation in which nothing happens proves nothing.
     assert!(
-        crashes > 100 && all.acknowledged > 5_000 && all.repeated > 0 && all.told > 0,
+        crashes > 100 && all.acknowledged > 5_000 && all.repeated > 0 && all.told > 0 && all.corrected > 500,
         "{crashes}, {all}"
     );
 }

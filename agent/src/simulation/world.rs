@@ -1,22 +1,18 @@
 //! What is around the agent, and the weather in it: a disk, a cluster, a line with devices, a broker, time.
 
-use std::{
-    num::NonZeroU16,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::{Faults, Scenario, Summary, agent::Agent, broker::Broker, checker::Ledger, line::Wire};
+use super::{
+    Counts, Faults, Scenario, Summary, agent::Agent, broker::Broker, checker::Ledger, clock::SimulatedClock,
+    line::Wire,
+};
 use crate::{
     config::{Route, RouteDecode, Value},
-    env::{Clock, Entropy, Monotonic},
+    env::{Clock as _, Entropy},
     log::store::simulated::{Fault, SimulatedDisk},
-    record::{ClockQuality, PartitionId, Received, StreamName, UnixMicros},
+    record::{PartitionId, StreamName},
     replicate::{
         Cursor,
         simulated::{self, SimulatedBrokers, SimulatedCluster},
@@ -35,6 +31,9 @@ const TOPICS: [&str; 3] = ["sim.raw", "sim.readings", "sim.gaps"];
 /// Turns after the weather has cleared within which everything must have arrived.
 const SETTLE_STEPS: u32 = 4000;
 
+/// How often, in so many of a thousand turns, a time server answers a gateway whose clock is not right.
+const SYNC_PER_MILLE: u16 = 20;
+
 /// Partitions of a stream.
 pub(super) fn partitions(_stream: &str) -> NonZeroU16 {
     PARTITIONS
@@ -45,33 +44,6 @@ pub(super) fn routes() -> Vec<Route> {
     let stream = StreamName::new("readings").expect("a name");
     let decode = RouteDecode::Raw { stream, device_topic: "vehicle/{device}".into() };
     vec![Route { topic_filter: "vehicle/+".into(), decode, value: Value::Raw }]
-}
-
-/// Time as the world says.
-#[derive(Debug, Default)]
-pub(super) struct SimulatedClock {
-    now_us: AtomicU64,
-    /// Wall clock less monotonic time.
-    wall_us: AtomicI64,
-}
-
-impl SimulatedClock {
-    fn advance(&self, by: Duration) {
-        let by_us = u64::try_from(by.as_micros()).expect("short");
-        self.now_us.fetch_add(by_us, Ordering::Relaxed);
-    }
-}
-
-impl Clock for SimulatedClock {
-    fn monotonic(&self) -> Monotonic {
-        Monotonic::from_start(Duration::from_micros(self.now_us.load(Ordering::Relaxed)))
-    }
-
-    fn wall(&self) -> Received {
-        let now_us = self.monotonic().as_micros().cast_signed();
-        let at = UnixMicros(now_us + self.wall_us.load(Ordering::Relaxed));
-        Received { at, quality: ClockQuality::Unknown }
-    }
 }
 
 /// Chance as the seed says.
@@ -121,9 +93,10 @@ impl World {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let mut rng = SmallRng::seed_from_u64(scenario.seed);
         let (cluster, brokers) = simulated::cluster(rng.random());
-        let clock = SimulatedClock::default();
-        clock.advance(Duration::from_secs(1));
-        clock.wall_us.store(1_700_000_000_000_000, Ordering::Relaxed);
+        let clock = SimulatedClock::new();
+        if scenario.faults.boot > 0 {
+            clock.boot();
+        }
         let outside = Outside {
             clock: Arc::new(clock),
             disk: SimulatedDisk::new(),
@@ -162,7 +135,9 @@ impl World {
         }
         // Without transactions a crash or a new producer sends again.
         let may_repeat = !exactly_once && (self.crashes > 0 || self.brokers.restarts() > 1);
-        let counts = self.ledger.check(self.brokers.partitions(), may_repeat)?;
+        let partitions = self.brokers.partitions();
+        let corrected = self.outside.clock.check(&partitions)?;
+        let counts = Counts { corrected, ..self.ledger.check(partitions, may_repeat)? };
         Ok(Summary {
             crashes: self.crashes,
             restarts: self.brokers.restarts(),
@@ -205,7 +180,13 @@ impl World {
         }
         if self.happens(faults.clock) {
             let jump_us = self.rng.random_range(-10_000_000_000..10_000_000_000);
-            self.outside.clock.wall_us.fetch_add(jump_us, Ordering::Relaxed);
+            self.outside.clock.jump(jump_us);
+        }
+        if faults.boot > 0 && self.happens(faults.boot) {
+            self.crash();
+            self.outside.clock.boot();
+        } else if faults.boot > 0 && !self.outside.clock.is_synced() && self.happens(SYNC_PER_MILLE) {
+            self.outside.clock.sync(self.brokers.handed());
         }
         if self.happens(faults.connection) {
             self.break_connection();
@@ -227,6 +208,7 @@ impl World {
     }
 
     fn clear_up(&mut self) {
+        self.outside.clock.sync(self.brokers.handed());
         self.faults = Faults::default();
         self.wire.noise = 0;
         self.outside.disk.set_capacity_bytes(None);

@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::{
     decode::reading::rfc3339,
-    env::{Clock, Monotonic},
+    env::{Clock, EARLIEST, Monotonic},
     record::UnixMicros,
 };
 
@@ -25,14 +25,12 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// A change against the monotonic clock from here on is a jump. Below, NTP slews.
 const JUMP_MIN_US: u64 = 5_000_000;
 
-/// 2026-01-01: no clock that is right shows less to this release.
-const EARLIEST: UnixMicros = UnixMicros(1_767_225_600_000_000);
-
 /// What the watch has seen. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct ClockMetrics {
     jumps: Counter,
     unset: Gauge,
+    quality: Gauge,
 }
 
 impl ClockMetrics {
@@ -48,6 +46,11 @@ impl ClockMetrics {
             "clock_unset",
             "1 while the wall clock shows a time before 2026",
             metrics.unset.clone(),
+        );
+        registry.register(
+            "clock_quality",
+            "How far the wall clock is to be trusted: 0 unknown, 1 estimated, 2 synchronised, as the kernel says",
+            metrics.quality.clone(),
         );
         metrics
     }
@@ -93,10 +96,13 @@ impl ClockWatch {
 pub async fn watch(clock: Arc<dyn Clock>, metrics: ClockMetrics, mut shutdown: watch::Receiver<bool>) {
     let mut watch = ClockWatch { origin: None, metrics };
     loop {
-        match watch.look(clock.monotonic(), clock.wall().at) {
+        let wall = clock.wall();
+        watch.metrics.quality.set(wall.quality as i64);
+        match watch.look(clock.monotonic(), wall.at) {
             Some(News::Unset) => warn!(
-                wall = shown(clock.wall().at),
-                "the clock is not set: records carry this time as that of their receipt until a time server answers"
+                wall = shown(wall.at),
+                "the clock is not set: records carry this time as that of their receipt, but for those that are not sent \
+                 before it is set"
             ),
             Some(News::Jumped { from, to }) => warn!(
                 from = shown(from),

@@ -43,11 +43,11 @@ pub enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quality {
-    /// Nobody said that this clock is right.
+    /// The clock shows a time that cannot be.
     Unknown,
-    /// Worked out from another time.
+    /// The clock shows a time that can be.
     Estimated,
-    /// Disciplined by NTP or GNSS.
+    /// The kernel says that NTP or GNSS keeps the clock.
     Synced,
 }
 

@@ -9,7 +9,7 @@ use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{What, site::Site};
 use crate::kafka::NODES;
-use crate::{PATIENCE, wait_until};
+use crate::{PATIENCE, clock, wait_until};
 
 /// How long Kafka is away in [`What::Outage`].
 const OUTAGE: Duration = Duration::from_secs(60);
@@ -127,7 +127,7 @@ fn serial(site: &mut Site, chance: &mut SmallRng) {
 
 fn clock(site: &mut Site, chance: &mut SmallRng) {
     let jump = ["+0", "-5m", "+30m", "+3h", "-1y", "+1y", "-56y"].choose(chance).expect("there are some");
-    std::fs::write(&site.clock, format!("{jump}\n")).expect("our directory is writable");
+    clock::set(&site.clock, jump);
     if chance.random() {
         site.agent.kill();
         site.agent.start();

@@ -14,7 +14,7 @@ use crate::gaps::{self, Told};
 use crate::kafka::{self, Cluster, Exclusive};
 use crate::mosquitto::Mosquitto;
 use crate::sim::{self, Load, Report};
-use crate::{PATIENCE, note, ports, wait_until};
+use crate::{PATIENCE, clock, note, ports, wait_until};
 
 /// How long a load waits for its last answers.
 const DRAIN: &str = "180s";
@@ -81,18 +81,12 @@ impl Site {
             agent.configure(&dir(&agent.log_directory()), &dir(&disk.path().join("log")));
         }
         let clock = directory.path().join("clock");
-        std::fs::write(&clock, "+0\n").expect("our directory is writable");
         if what == What::Clock {
-            let Some(library) = faketime() else {
+            let Some(variables) = clock::variables(&clock) else {
                 note("skipped: needs libfaketime");
                 return None;
             };
-            agent.set_variables([
-                ("LD_PRELOAD", library),
-                ("FAKETIME_TIMESTAMP_FILE", clock.clone()),
-                ("FAKETIME_NO_CACHE", "1".into()),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-            ]);
+            agent.set_variables(variables);
         }
         agent.start();
         if let Some(broker) = &broker {
@@ -153,7 +147,7 @@ impl Site {
             load.finish(PATIENCE);
         }
         // A record whose time no broker takes waits for the gateway's clock to be right.
-        std::fs::write(&self.clock, "+0\n").expect("our directory is writable");
+        clock::set(&self.clock, "+0");
         let ledgers: Vec<_> = self.serial.iter().chain([&self.mqtt]).map(Load::ledger).collect();
         wait_until(PATIENCE, "Kafka has all", || (self.metric("replicate_lag_records") == 0.0).then_some(()));
         self.agent.stop();
@@ -169,12 +163,4 @@ fn rooms(what: What, link: &str, seed: usize) -> Load {
         ["occupancy", "--devices", "4", "--rate", "40", "--seed", &seed, "--drain", DRAIN, "--serial", link];
     let noise: &[&str] = if what == What::Serial { &["--noise", "0.0003", "--slips", "0.0003"] } else { &[] };
     Load::start(calm.iter().chain(noise))
-}
-
-/// The library that gives a process another clock.
-fn faketime() -> Option<PathBuf> {
-    let library = |architecture: &str| {
-        PathBuf::from(format!("/usr/lib/{architecture}-linux-gnu/faketime/libfaketimeMT.so.1"))
-    };
-    ["x86_64", "aarch64"].map(library).into_iter().find(|path| path.exists())
 }

@@ -2,8 +2,8 @@
 //!
 //! # Format `ndjson`
 //! One JSON object a line: `entry`, `stream`, `partition`, `offset`, `device`, `received` (RFC 3339), `received_quality`
-//! (`unknown`, `estimated`, `synced`), `event_time` or null, `device_seq` or null, `content_type`, `headers` (a list of
-//! `name` and value), and the value: `value` where it is UTF-8, else `value_hex`. Both give back every byte.
+//! (`unknown`, `estimated`, `synced`), `boot` and `since_boot_us` (the system's start and the monotonic time since, or null),
+//! `event_time` or null, `device_seq` or null, `content_type`, `headers` (a list of `name` and value), and the value: `value` where it is UTF-8, else `value_hex`. Both give back every byte.
 //!
 //! # Format `raw`
 //! The values alone, as Kafka gets them, one behind the other; nothing in front, nothing at the end:

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     decode::reading::rfc3339,
     log::{BatchGroup, EntrySeq},
-    record::{ClockQuality, DeviceId, Offset, PartitionId, Record, StreamName, UnixMicros},
+    record::{BootId, DeviceId, Offset, PartitionId, Record, StreamName, UnixMicros},
 };
 
 /// Characters of a value in a line.
@@ -106,6 +106,8 @@ impl Placed<'_> {
     /// One JSON object with everything, on one line without its end.
     pub(super) fn json(&self) -> String {
         let record = self.record;
+        let timeline = record.received.timeline;
+        let knows_boot = timeline.boot != BootId::default();
         let headers = record
             .headers
             .iter()
@@ -117,11 +119,9 @@ impl Placed<'_> {
             offset: self.offset.0,
             device: record.device.as_str(),
             received: time_text(record.received.at),
-            received_quality: match record.received.quality {
-                ClockQuality::Unknown => "unknown",
-                ClockQuality::Estimated => "estimated",
-                ClockQuality::Synced => "synced",
-            },
+            received_quality: record.received.quality.as_str(),
+            boot: knows_boot.then(|| format!("{:08x}", timeline.boot.0)),
+            since_boot_us: knows_boot.then(|| record.received.at.0.saturating_sub(timeline.start.0)),
             event_time: record.event_time.map(time_text),
             device_seq: record.device_seq,
             content_type: record.content_type.as_str(),
@@ -141,6 +141,8 @@ struct JsonRecord<'a> {
     device: &'a str,
     received: String,
     received_quality: &'static str,
+    boot: Option<String>,
+    since_boot_us: Option<i64>,
     event_time: Option<String>,
     device_seq: Option<u64>,
     content_type: &'static str,

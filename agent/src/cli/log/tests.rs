@@ -187,7 +187,8 @@ fn an_export_in_json_gives_back_every_byte() {
         lines[12],
         serde_json::json!({
             "entry": 4, "stream": "vehicle", "partition": 0, "offset": 10, "device": "d0",
-            "received": "1970-01-01T00:00:12.000000Z", "received_quality": "unknown", "event_time": null,
+            "received": "1970-01-01T00:00:12.000000Z", "received_quality": "unknown", "boot": null,
+            "since_boot_us": null, "event_time": null,
             "device_seq": null, "content_type": "application/json",
             "headers": [{ "name": "wayside.origin", "value_hex": "80" }], "value_hex": "ff000a",
         })
@@ -372,14 +373,14 @@ fn a_repair_touches_nothing_that_is_whole_and_nothing_while_an_agent_runs() {
 fn a_directory_of_a_later_release_is_not_repaired() {
     let dir = tempfile::tempdir().unwrap();
     drop(two_epochs(dir.path()));
-    fs::write(dir.path().join("gateway"), crate::log::identity::sealed("format 2\ngateway gw-1\n")).unwrap();
+    fs::write(dir.path().join("gateway"), crate::log::identity::sealed("format 3\ngateway gw-1\n")).unwrap();
     let before = files(dir.path());
     let LogCommand::Repair(args) = parse(&["repair", "--yes", "--lose-damaged"], dir.path()) else {
         unreachable!()
     };
     let (_running, stop) = never();
     let refused = repair::run(&args, &mut Vec::new(), &stop).unwrap_err();
-    assert!(refused.to_string().contains("has format 2"), "{refused}");
+    assert!(refused.to_string().contains("has format 3"), "{refused}");
     assert_eq!(files(dir.path()), before);
 }
 

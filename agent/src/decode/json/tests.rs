@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::ClockQuality;
+use crate::record::{BootId, ClockQuality, Timeline};
 
 fn decoder(value: Value) -> JsonDecoder {
     JsonDecoder::new(
@@ -14,7 +14,12 @@ fn decoder(value: Value) -> JsonDecoder {
     .unwrap()
 }
 
-const RECEIVED: Received = Received { at: UnixMicros(1_000_000), quality: ClockQuality::Unknown };
+const RECEIVED: Received = Received {
+    at: UnixMicros(1_000_000),
+    quality: ClockQuality::Unknown,
+    timeline: Timeline { boot: BootId(0), start: UnixMicros(0) },
+    dates_event: false,
+};
 
 fn decode(payload: &str) -> Result<Record, JsonError> {
     decoder(Value::Raw).decode("t", &Bytes::copy_from_slice(payload.as_bytes()), RECEIVED)

@@ -29,7 +29,8 @@ fn position(fix: FixQuality) -> VehiclePosition {
 
 fn record_of(schema: (u16, u8), body: &Bytes, value: Value) -> Result<Record, NativeError> {
     let identity = Identity { device: uid_device(0xab), boot: 7, seq: 9 };
-    record(identity, schema, body, Some(UnixMicros(5)), Received::default(), value)
+    let received = Received { quality: ClockQuality::Estimated, dates_event: true, ..Received::default() };
+    record(identity, schema, body, Some(UnixMicros(5)), received, value)
 }
 
 fn headers(record: &Record) -> Vec<(&str, &[u8])> {
@@ -82,6 +83,19 @@ fn raw_value_is_the_body_with_its_schema() {
     let reading: serde_json::Value = serde_json::from_slice(&json.value).unwrap();
     assert_eq!((&reading["occupied"], &reading["people"]), (&true.into(), &3.into()));
     assert_eq!(reading["time"], "1970-01-01T00:00:00.000005Z");
+}
+
+#[test]
+fn a_value_has_no_time_by_a_clock_that_was_not_set_and_satellites_need_none() {
+    let identity = || Identity { device: uid_device(1), boot: 7, seq: 1 };
+    let received = Received { dates_event: true, ..Received::default() };
+    for (fix, time) in [(FixQuality::NONE, true), (FixQuality::GNSS, false)] {
+        let body = encode(&position(fix));
+        let schema = (schema::VEHICLE_POSITION, 1);
+        let record = record(identity(), schema, &body, Some(UnixMicros(5)), received, Value::Json).unwrap();
+        let reading: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+        assert_eq!((reading["time"].is_null(), record.received.dates_event), (time, time), "{reading}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use super::*;
-use crate::{record::ClockQuality, testing::corpus};
+use crate::testing::corpus;
 
 fn route(value: Value) -> NmeaRoute {
     NmeaRoute {
@@ -27,7 +27,7 @@ struct Decoded {
 /// Decodes all of `bytes` in reads of `chunk` bytes without a pause, as a replay does.
 fn decode(bytes: &[u8], chunk: usize, value: Value) -> Decoded {
     let mut decoder = NmeaDecoder::new(route(value));
-    let received = Received { at: UnixMicros(1), quality: ClockQuality::Unknown };
+    let received = Received { at: UnixMicros(1), ..Received::default() };
     let mut decoded = Decoded {
         positions: Vec::new(),
         raw: Vec::new(),

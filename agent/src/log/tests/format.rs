@@ -1,8 +1,11 @@
 //! Bytes on disk: what a release has written opens for ever.
 //!
-//! `agent/testdata/log/v1-*` was written by the first release of the format: what the functions `encode_*` below return, and an epoch with three commits of 20 records each.
+//! `agent/testdata/log/v1-*` was written by the first release of the format: what the functions `encode_*` below returned, and an epoch with three
+//! commits of 20 records each. `v2-*` is what they return since records have a timeline.
 
 use std::{fs, path::PathBuf};
+
+use bytes::Bytes;
 
 use super::*;
 use crate::log::{
@@ -18,6 +21,19 @@ fn golden(name: &str) -> PathBuf {
 
 fn compressions() -> [(&'static str, Compression); 3] {
     [("none", Compression::None), ("lz4", Compression::Lz4), ("zstd", Compression::Zstd)]
+}
+
+/// What version 2 says beside.
+const TIMELINE: Timeline = Timeline { boot: BootId(0x0506_0708), start: UnixMicros(1_789_000_000_000_001) };
+
+fn golden_batches_2() -> Vec<LogBatch> {
+    let mut batches = golden_batches();
+    let records = batches.iter_mut().flat_map(|batch| &mut batch.records);
+    for (n, record) in (0..).zip(records) {
+        record.received.timeline = TIMELINE;
+        record.received.dates_event = n == 1;
+    }
+    batches
 }
 
 fn golden_batches() -> Vec<LogBatch> {
@@ -43,14 +59,19 @@ fn golden_checkpoint() -> Checkpoint {
 
 fn encode_group(compression: Compression) -> Vec<u8> {
     let mut raw = Vec::new();
-    group::encode(&golden_batches(), &mut raw);
-    EntryCodec::new(compression).encode(EntryKind::Group, &raw).seal(SEQ).to_vec()
+    group::encode(&golden_batches_2(), &mut raw);
+    EntryCodec::new(compression).encode(EntryKind::Group, TIMELINE, &raw).seal(SEQ).to_vec()
+}
+
+/// An entry without compression.
+fn encode_as(kind: EntryKind, timeline: Timeline, raw: &[u8]) -> Vec<u8> {
+    EntryCodec::new(Compression::None).encode(kind, timeline, raw).seal(SEQ).to_vec()
 }
 
 fn encode_checkpoint() -> Vec<u8> {
     let parts = golden_checkpoint().encode();
     assert_eq!(parts.len(), 1);
-    EntryCodec::new(Compression::None).encode(EntryKind::Checkpoint, &parts[0]).seal(SEQ).to_vec()
+    encode_as(EntryKind::Checkpoint, Timeline::default(), &parts[0])
 }
 
 fn golden_notes() -> Vec<Note> {
@@ -66,9 +87,9 @@ fn golden_notes() -> Vec<Note> {
 
 fn encode_noted() -> Vec<u8> {
     let (mut raw, mut notes) = (Vec::new(), notes::encode(&golden_notes()));
-    group::encode(&golden_batches(), &mut raw);
+    group::encode(&golden_batches_2(), &mut raw);
     notes.append(&mut raw);
-    EntryCodec::new(Compression::None).encode(EntryKind::Noted, &notes).seal(SEQ).to_vec()
+    encode_as(EntryKind::Noted, TIMELINE, &notes)
 }
 
 fn golden_noted_checkpoint() -> Checkpoint {
@@ -79,24 +100,33 @@ fn golden_noted_checkpoint() -> Checkpoint {
 
 fn encode_noted_checkpoint() -> Vec<u8> {
     let parts = golden_noted_checkpoint().encode();
-    EntryCodec::new(Compression::None).encode(EntryKind::Checkpoint, &parts[0]).seal(SEQ).to_vec()
+    encode_as(EntryKind::Checkpoint, Timeline::default(), &parts[0])
+}
+
+/// The bodies of the entries in `v1-<name>` and `v2-<name>`, each with the timeline and the batches that it must have.
+fn both(name: &str, expected: EntryKind) -> [(Timeline, Bytes, Vec<LogBatch>); 2] {
+    [("v1", golden_batches()), ("v2", golden_batches_2())].map(|(version, batches)| {
+        let bytes = fs::read(golden(&format!("{version}-{name}.bin"))).unwrap();
+        let (kind, timeline, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
+        assert_eq!(kind, expected, "{version}-{name}");
+        (timeline, raw, batches)
+    })
 }
 
 #[test]
-fn groups_with_notes_of_version_1_open() {
-    let bytes = fs::read(golden("v1-noted.bin")).unwrap();
-    let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
-    assert_eq!(kind, EntryKind::Noted);
-    let (notes, group) = notes::split(&raw).unwrap();
-    assert_eq!(notes, golden_notes());
-    assert_eq!(group::decode(&group, &mut Names::default()).unwrap(), golden_batches());
+fn groups_with_notes_of_all_versions_open() {
+    for (timeline, raw, batches) in both("noted", EntryKind::Noted) {
+        let (notes, group) = notes::split(&raw).unwrap();
+        assert_eq!(notes, golden_notes());
+        assert_eq!(group::decode(&group, timeline, &mut Names::default()).unwrap(), batches);
+    }
 }
 
 #[test]
-fn checkpoints_with_notes_of_version_1_open() {
-    let bytes = fs::read(golden("v1-checkpoint-noted.bin")).unwrap();
-    let (_, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
-    assert_eq!(Assembly::default().push(&raw).unwrap(), Some(golden_noted_checkpoint()));
+fn checkpoints_with_notes_of_all_versions_open() {
+    for (_, raw, _) in both("checkpoint-noted", EntryKind::Checkpoint) {
+        assert_eq!(Assembly::default().push(&raw).unwrap(), Some(golden_noted_checkpoint()));
+    }
 }
 
 fn golden_dropped() -> Vec<Dropped> {
@@ -117,37 +147,34 @@ fn golden_dropped() -> Vec<Dropped> {
 
 fn encode_compacted() -> Vec<u8> {
     let mut raw = Vec::new();
-    dropped::encode(EntrySeq(300), &golden_dropped(), &golden_batches(), &mut raw);
-    EntryCodec::new(Compression::None).encode(EntryKind::Compacted, &raw).seal(SEQ).to_vec()
+    dropped::encode(EntrySeq(300), &golden_dropped(), &golden_batches_2(), &mut raw);
+    encode_as(EntryKind::Compacted, TIMELINE, &raw)
 }
 
 #[test]
-fn compacted_groups_of_version_1_open() {
-    let bytes = fs::read(golden("v1-compacted.bin")).unwrap();
-    let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
-    assert_eq!(kind, EntryKind::Compacted);
-    let found = dropped::decode(&raw, &mut Names::default()).unwrap();
-    assert_eq!(found.first, EntrySeq(300));
-    assert_eq!((found.dropped, found.batches), (golden_dropped(), golden_batches()));
-    assert_eq!(dropped::first(&raw), Some(EntrySeq(300)));
-}
-
-#[test]
-fn groups_of_version_1_open() {
-    for (name, _) in compressions() {
-        let bytes = fs::read(golden(&format!("v1-group-{name}.bin"))).unwrap();
-        let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
-        assert_eq!(kind, EntryKind::Group, "{name}");
-        assert_eq!(group::decode(&raw, &mut Names::default()).unwrap(), golden_batches(), "{name}");
+fn compacted_groups_of_all_versions_open() {
+    for (timeline, raw, batches) in both("compacted", EntryKind::Compacted) {
+        let found = dropped::decode(&raw, timeline, &mut Names::default()).unwrap();
+        assert_eq!(found.first, EntrySeq(300));
+        assert_eq!((found.dropped, found.batches), (golden_dropped(), batches));
+        assert_eq!(dropped::first(&raw), Some(EntrySeq(300)));
     }
 }
 
 #[test]
-fn checkpoints_of_version_1_open() {
-    let bytes = fs::read(golden("v1-checkpoint.bin")).unwrap();
-    let (kind, raw) = EntryCodec::new(Compression::None).decode(SEQ, bytes).unwrap();
-    assert_eq!(kind, EntryKind::Checkpoint);
-    assert_eq!(Assembly::default().push(&raw).unwrap(), Some(golden_checkpoint()));
+fn groups_of_all_versions_open() {
+    for (name, _) in compressions() {
+        for (timeline, raw, batches) in both(&format!("group-{name}"), EntryKind::Group) {
+            assert_eq!(group::decode(&raw, timeline, &mut Names::default()).unwrap(), batches, "{name}");
+        }
+    }
+}
+
+#[test]
+fn checkpoints_of_all_versions_open() {
+    for (_, raw, _) in both("checkpoint", EntryKind::Checkpoint) {
+        assert_eq!(Assembly::default().push(&raw).unwrap(), Some(golden_checkpoint()));
+    }
 }
 
 #[test]
@@ -166,12 +193,12 @@ fn an_epoch_of_version_1_opens() {
 }
 
 #[test]
-fn version_1_is_still_what_is_written() {
-    assert_eq!(encode_group(Compression::None), fs::read(golden("v1-group-none.bin")).unwrap());
-    assert_eq!(encode_compacted(), fs::read(golden("v1-compacted.bin")).unwrap());
-    assert_eq!(encode_noted(), fs::read(golden("v1-noted.bin")).unwrap());
-    assert_eq!(encode_checkpoint(), fs::read(golden("v1-checkpoint.bin")).unwrap());
-    assert_eq!(encode_noted_checkpoint(), fs::read(golden("v1-checkpoint-noted.bin")).unwrap());
+fn version_2_is_still_what_is_written() {
+    assert_eq!(encode_group(Compression::None), fs::read(golden("v2-group-none.bin")).unwrap());
+    assert_eq!(encode_compacted(), fs::read(golden("v2-compacted.bin")).unwrap());
+    assert_eq!(encode_noted(), fs::read(golden("v2-noted.bin")).unwrap());
+    assert_eq!(encode_checkpoint(), fs::read(golden("v2-checkpoint.bin")).unwrap());
+    assert_eq!(encode_noted_checkpoint(), fs::read(golden("v2-checkpoint-noted.bin")).unwrap());
 }
 
 #[test]
@@ -193,9 +220,9 @@ proptest::proptest! {
     #[test]
     fn bodies_of_any_bytes_never_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
         let raw = bytes::Bytes::from(body);
-        let _ = group::decode(&raw, &mut Names::default());
+        let _ = group::decode(&raw, TIMELINE, &mut Names::default());
         let _ = group::decode_ranges(&raw, &mut Names::default());
-        let _ = dropped::decode(&raw, &mut Names::default());
+        let _ = dropped::decode(&raw, TIMELINE, &mut Names::default());
         let _ = notes::split(&raw);
         let _ = Assembly::default().push(&raw);
     }
@@ -207,6 +234,6 @@ proptest::proptest! {
         let size = raw.len();
         raw[bit / 8 % size] ^= 1 << (bit % 8);
         raw.truncate(size - cut % size);
-        let _ = group::decode(&raw.into(), &mut Names::default());
+        let _ = group::decode(&raw.into(), TIMELINE, &mut Names::default());
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     batch::Batch,
     config::Engine,
     env::Monotonic,
-    record::{ClockQuality, ContentType, DeviceId, Received, RecordHeader, UnixMicros},
+    record::{BootId, ClockQuality, ContentType, DeviceId, Received, RecordHeader, Timeline, UnixMicros},
 };
 
 fn metrics() -> LogMetrics {
@@ -63,6 +63,7 @@ fn record(stream: &StreamName, id: u64) -> Record {
         received: Received {
             at: UnixMicros(1_790_000_000_250_000 + id.cast_signed() * 997),
             quality: ClockQuality::Synced,
+            ..Received::default()
         },
         device_seq: id.is_multiple_of(2).then_some(id),
         headers: Vec::new(),
@@ -226,13 +227,19 @@ fn every_field_of_a_record_comes_back() {
     let (mut log, _) = open_simulated(&SimulatedDisk::new());
     let mut odd = record(&stream("x"), 1);
     odd.event_time = Some(UnixMicros(i64::MIN));
-    odd.received = Received { at: UnixMicros(i64::MAX), quality: ClockQuality::Unknown };
+    odd.received = Received {
+        at: UnixMicros(i64::MAX),
+        quality: ClockQuality::Unknown,
+        timeline: Timeline { boot: BootId(u32::MAX), start: UnixMicros(i64::MIN) },
+        dates_event: true,
+    };
     odd.device_seq = Some(u64::MAX);
     odd.content_type = ContentType::Postcard;
     odd.headers = vec![RecordHeader { name: "wayside.schema".into(), value: vec![0, 255].into() }];
     let mut empty = record(&stream("x"), 2);
     empty.value = bytes::Bytes::new();
     empty.content_type = ContentType::Nmea;
+    empty.received.timeline = odd.received.timeline;
     let records = vec![odd, empty];
     log.append(vec![Batch { stream: stream("x"), partition: PartitionId(7), records: records.clone() }]);
     log.sync().unwrap();
@@ -460,4 +467,30 @@ fn acknowledged_epochs_are_kept_up_to_the_bytes_and_the_time_that_retention_says
     }
     log.trim(log.end(), ms(0)).unwrap();
     assert_eq!(log.stats().epochs, 3, "two for replay, and the newest");
+}
+
+#[test]
+fn where_a_clock_was_set_a_commit_goes_on_in_another_entry_and_each_record_keeps_its_time() {
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    let timelines = [(1, 0), (1, 0), (1, 1_790_000_000_000_000), (2, 0)];
+    let records: Vec<Record> = (0..)
+        .zip(timelines)
+        .map(|(id, (boot, start))| {
+            let mut record = record(&stream("x"), id);
+            record.received.timeline = Timeline { boot: BootId(boot), start: UnixMicros(start) };
+            record
+        })
+        .collect();
+    log.append(vec![Batch { stream: stream("x"), partition: PartitionId(0), records: records.clone() }]);
+    let entries = log.sync().unwrap().groups.len();
+    assert_eq!(entries, 3);
+    drop(log);
+    disk.crash(0);
+    let (mut log, _) = open_simulated(&disk);
+    let (groups, lost) = read_all(&mut log, EntrySeq(0));
+    assert_eq!(lost, vec![]);
+    let read: Vec<Record> =
+        groups.iter().flat_map(|group| &group.batches).flat_map(|batch| batch.records.clone()).collect();
+    assert_eq!(read, records);
 }

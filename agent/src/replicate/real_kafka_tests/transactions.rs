@@ -173,7 +173,8 @@ fn real_kafka_fences_a_gateway_and_it_says_so() {
         partition: PartitionId(1),
         record: &record,
         offset: Some(Offset(0)),
-        timestamp_ms: record.timestamp().as_millis(),
+        received: record.received,
+        timestamp_ms: record.event_time.unwrap().as_millis(),
         refused_event_time: None,
         token: 0,
     };

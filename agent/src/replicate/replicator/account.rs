@@ -4,7 +4,7 @@ use super::{Lane, Replicator, TopicState};
 use crate::{
     env::Monotonic,
     log::EntrySeq,
-    record::{Offset, UnixMicros},
+    record::{Offset, Received},
     replicate::Cursor,
 };
 
@@ -76,7 +76,7 @@ impl Replicator {
     }
 
     /// Brings gauges and health up to date.
-    pub fn publish(&self, wall: UnixMicros) {
+    pub fn publish(&self, wall: Received) {
         let m = &self.metrics;
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let lag_records = self.lag_records();
@@ -89,7 +89,7 @@ impl Replicator {
         let behind = self.taken_received.filter(|_| self.next < self.end);
         let under_way = self.entries.range(..self.next).find_map(|(_, entry)| entry.received);
         let oldest = under_way.or(behind).unwrap_or(wall);
-        let age_seconds = u64::try_from(wall.0.saturating_sub(oldest.0) / 1_000_000).unwrap_or(0);
+        let age_seconds = u64::try_from(wall.micros_since(oldest) / 1_000_000).unwrap_or(0);
         m.oldest_age_seconds.set(gauge(age_seconds));
         m.health().lag(lag_records, lag_entries, age_seconds, self.is_caught_up());
     }

@@ -15,7 +15,7 @@ use crate::{
     gap::{Gap, Reason},
     log::{BatchGroup, EntrySeq, KnownOffsets, LogBatch, LostEntries},
     partition::partition_of,
-    record::{ClockQuality, Offset, PartitionId, Received, StreamName, UnixMicros},
+    record::{Offset, PartitionId, Received, StreamName},
     replicate::{
         cluster::DropReason,
         lane::{Lane, Sent},
@@ -154,10 +154,9 @@ impl Replicator {
     }
 
     /// Gives what is to be told to its lanes.
-    pub(super) fn tell(&mut self, wall: UnixMicros) {
+    pub(super) fn tell(&mut self, wall: Received) {
         while let Some(untold) = self.holes.waiting.pop_front() {
-            let received = Received { at: wall, quality: ClockQuality::Unknown };
-            let record = untold.gap.record(received, &self.settings.environment);
+            let record = untold.gap.record(wall, &self.settings.environment);
             let partition = partition_of(&record.device, (self.settings.partitions)(GAPS_STREAM));
             let index = self.gap_lane(partition);
             let lane = &mut self.lanes[index];

@@ -4,11 +4,11 @@ use super::{Replicator, is_beyond};
 use crate::{
     env::Monotonic,
     partition::partition_of,
-    record::UnixMicros,
+    record::Received,
     replicate::{
         cluster::{Cluster, Outgoing, ProduceError},
         lane::{Sent, Settled},
-        stamp::{Stamp, skew_us},
+        stamp::{Stamp, Times, skew_us},
         topic::TopicState,
     },
 };
@@ -16,9 +16,10 @@ use crate::{
 impl Replicator {
     /// Hands records to the client as far as it and their topics take them. True if it handed over any.
     ///
-    /// `wall` is the present time, for records whose own times their topic refuses.
-    pub fn pump(&mut self, now: Monotonic, wall: UnixMicros, cluster: &mut dyn Cluster) -> bool {
-        if self.wall.was_set_back(wall) {
+    /// `wall` is the present time, for records whose own times their topic refuses, and the clock by which those are corrected
+    /// that were received by a worse one.
+    pub fn pump(&mut self, now: Monotonic, wall: Received, cluster: &mut dyn Cluster) -> bool {
+        if self.wall.was_set_back(wall.at) {
             self.clock_set_back(now);
         }
         self.tell(wall);
@@ -34,7 +35,7 @@ impl Replicator {
     pub(super) fn send(
         &mut self,
         now: Monotonic,
-        wall: UnixMicros,
+        wall: Received,
         cluster: &mut dyn Cluster,
         limit_bytes: usize,
     ) -> bool {
@@ -83,7 +84,7 @@ impl Replicator {
     fn send_next(
         &mut self,
         index: usize,
-        wall: UnixMicros,
+        wall: Received,
         cluster: &mut dyn Cluster,
     ) -> Result<Option<Settled>, ProduceError> {
         let lane = &self.lanes[index];
@@ -93,7 +94,8 @@ impl Replicator {
         let (record, offset, entry) = (next.record, next.offset, next.entry);
         let first = lane.restamp.filter(|(restamped, _)| *restamped == offset);
         let first = first.map_or(Stamp::Event, |(_, stamp)| stamp);
-        let (stamp, timestamp) = topic.limits.choose(record, first, wall);
+        let times = Times::of(record, wall);
+        let (stamp, timestamp) = topic.limits.choose(&times, first, wall.at);
         // Written when the config said more partitions than the topic has. A device's records on both sides of such a
         // change have no order anyway, as ever when partitions change in Kafka.
         let partition = if is_beyond(lane.partition, topic) {
@@ -107,8 +109,9 @@ impl Replicator {
             partition,
             record,
             offset: lane.in_log.then_some(offset),
+            received: times.received,
             timestamp_ms: timestamp.as_millis(),
-            refused_event_time: record.event_time.filter(|_| stamp != Stamp::Event),
+            refused_event_time: times.event.filter(|_| stamp != Stamp::Event),
             token: slot.key(),
         });
         let settled = match result {
@@ -129,8 +132,9 @@ impl Replicator {
             payload_bytes: record.device.as_bytes().len() + record.value.len(),
             alone,
             stamp,
-            skew_us: skew_us(timestamp, wall),
-            restamped: timestamp != record.timestamp(),
+            skew_us: skew_us(timestamp, wall.at),
+            restamped: timestamp != times.proper(),
+            corrected: times.received.at != record.received.at,
             settled,
             device,
         };

@@ -5,6 +5,7 @@ mod exactly_once;
 mod holes;
 mod property;
 mod refusals;
+mod times;
 
 use std::{collections::BTreeSet, num::NonZeroU16};
 
@@ -13,6 +14,7 @@ use crate::{
     config::Policy,
     log::{Dropped, KnownOffsets, LogBatch, LostEntries},
     partition::partition_of,
+    record::{ClockQuality, Timeline, UnixMicros},
     replicate::{
         Held,
         cluster::{Cluster as _, DeliveryError, DropReason, Refusal},
@@ -50,6 +52,8 @@ struct World {
     settings: Settings,
     now: Monotonic,
     wall: UnixMicros,
+    quality: ClockQuality,
+    timeline: Timeline,
     dropped: BTreeSet<(String, PartitionId, Offset)>,
     /// Those of them that the log has dropped by its policies.
     let_go: BTreeSet<(String, PartitionId, Offset)>,
@@ -88,6 +92,8 @@ impl World {
             settings,
             now: Monotonic::default(),
             wall: record("a", 0, 0).received.at,
+            quality: ClockQuality::Unknown,
+            timeline: Timeline::default(),
             dropped: BTreeSet::new(),
             let_go: BTreeSet::new(),
         }
@@ -109,6 +115,11 @@ impl World {
         }
     }
 
+    fn clock(&self) -> Received {
+        let Self { wall, quality, timeline, .. } = *self;
+        Received { at: wall, quality, timeline, dates_event: false }
+    }
+
     fn step(&mut self) {
         let before = self.replicator.cursor();
         let mut events = Vec::new();
@@ -128,7 +139,7 @@ impl World {
         if self.replicator.outruns(&self.durable.clone().unwrap_or_default()) {
             self.save_cursor();
         }
-        self.replicator.pump(self.now, self.wall, &mut self.cluster);
+        self.replicator.pump(self.now, self.clock(), &mut self.cluster);
         if self.replicator.prepare_commit() {
             self.write_cursor();
             self.replicator.commit(self.now, &mut self.cluster);

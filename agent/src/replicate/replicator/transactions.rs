@@ -25,7 +25,7 @@ use crate::{
     config::GAPS_STREAM,
     env::{Entropy, Monotonic},
     log::EntrySeq,
-    record::{Offset, PartitionId, StreamName, UnixMicros},
+    record::{Offset, PartitionId, Received, StreamName},
     replicate::{
         Cursor, TransactionSettings,
         cluster::{Cluster, GroupOffset, Presence},
@@ -230,7 +230,7 @@ impl Replicator {
     pub(super) fn pump_transaction(
         &mut self,
         now: Monotonic,
-        wall: UnixMicros,
+        wall: Received,
         cluster: &mut dyn Cluster,
     ) -> bool {
         if self.restart_at.is_some() {

@@ -27,7 +27,7 @@ use crate::{
     gap::Gap,
     intake::{Acknowledgement, Ticket, Unacknowledged},
     log::Remembered,
-    record::{ClockQuality, Record, UnixMicros},
+    record::{ClockQuality, Received, Record, UnixMicros},
     source::metrics::SourceCounters,
 };
 
@@ -169,7 +169,8 @@ impl Queue {
         });
         let identity = Identity { device: device.clone(), boot: data.boot, seq: data.seq };
         let schema = (data.schema, data.rev);
-        let record = native::record(identity, schema, &body, event_time, now.received, config.value);
+        let received = Received { dates_event: event_time.is_some(), ..now.received };
+        let record = native::record(identity, schema, &body, event_time, received, config.value);
         let record = record.unwrap_or_else(|error| {
             let origin = Origin { device: &device, transport: "serial", place: &config.port };
             dead_letter(origin, &error, &body, now.received, config.record_bytes_max)

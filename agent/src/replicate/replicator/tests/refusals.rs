@@ -129,7 +129,7 @@ fn a_clock_in_1970_that_is_set_and_jumps_by_years_costs_no_record_and_no_order()
         world.wall = UnixMicros(wall);
         commit_at(&mut world, UnixMicros(wall));
         world.run_until_caught_up();
-        world.replicator.publish(world.wall);
+        world.replicator.publish(world.clock());
     }
     world.check();
     assert_eq!(offsets(&world.brokers, "a", 0), (0..300).collect::<Vec<_>>());
@@ -184,7 +184,7 @@ fn a_good_record_is_never_dropped_for_a_bad_one_of_its_batch() {
     let large: BTreeSet<_> =
         [record("a", 7, 3), record("a", shared, 5), record("a", shared, 8)].map(|r| r.value).into();
     let future = record("a", shared, 7).value;
-    let future_ms = record("a", shared, 7).timestamp().as_millis();
+    let future_ms = record("a", shared, 7).event_time.unwrap().as_millis();
     for seed in 0..100 {
         let mut world = World::new(seed, 1 << 20);
         let (large, future) = (large.clone(), future.clone());
