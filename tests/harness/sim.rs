@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::kafka::Cluster;
 use crate::process::{self, Process, Signal};
-use crate::{binary, wait_until};
+use crate::{PATIENCE, binary, wait_until};
 
 /// A load under way: `wayside-sim occupancy`, `traffic` or `replay`.
 pub struct Load {
@@ -53,6 +53,10 @@ impl Load {
 
     /// Lets a load without `--duration` come to its end: it waits for what is not acknowledged yet and sums up.
     pub fn interrupt(&mut self) {
+        // Before it has made its ledger, it may not listen for signals yet.
+        wait_until(PATIENCE, "the load has begun", || {
+            (self.ledger().exists() || self.process.exit_status().is_some()).then_some(())
+        });
         self.process.signal(Signal::INT);
     }
 
