@@ -14,6 +14,7 @@ pub mod client;
 pub mod disk;
 pub mod gaps;
 pub mod kafka;
+pub mod link;
 pub mod mosquitto;
 pub mod mqtt;
 pub mod ports;
