@@ -36,6 +36,12 @@ fn nodes_of_kafka_that_die_hang_and_lose_their_disks_cost_nothing() {
 }
 
 #[test]
+#[ignore = "needs Kafka: tests/run"]
+fn a_network_that_stalls_drags_and_breaks_costs_nothing() {
+    holds(What::Network, 5);
+}
+
+#[test]
 #[ignore = "needs Kafka and Mosquitto: tests/run"]
 fn a_broker_that_stops_again_and_again_loses_nothing() {
     holds(What::Mosquitto, 5);

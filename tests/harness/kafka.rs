@@ -20,6 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 pub use reader::{Reader, Record};
 pub use secure::SecureKafka;
 
+use crate::link::Link;
 use crate::process::{self, Process, Signal};
 use crate::{PATIENCE, ports, root, wait_until};
 
@@ -66,9 +67,18 @@ impl Drop for Exclusive {
     }
 }
 
+/// The ports of a node.
+struct Ports {
+    broker: u16,
+    controller: u16,
+    /// The broker's second one, and where it tells clients to find that: see [`Cluster::uplinks`].
+    far: u16,
+    uplink: u16,
+}
+
 struct Node {
     id: usize,
-    port: u16,
+    ports: Ports,
     properties: PathBuf,
     process: Option<Process>,
 }
@@ -92,15 +102,19 @@ impl Cluster {
             .tempdir()
             .expect("the directory for temporary files is writable")
             .keep();
-        let ports: Vec<(u16, u16)> = NODES.iter().map(|_| (ports::free(), ports::free())).collect();
-        let nodes = NODES
-            .iter()
-            .zip(&ports)
-            .map(|(&id, &(port, _))| {
+        let ports = NODES.map(|_| Ports {
+            broker: ports::free(),
+            controller: ports::free(),
+            far: ports::free(),
+            uplink: ports::free(),
+        });
+        let properties = NODES.map(|id| node_properties(id, &directory, &ports));
+        let nodes = NODES.into_iter().zip(ports).zip(properties);
+        let nodes = nodes
+            .map(|((id, ports), text)| {
                 let properties = directory.join(format!("node{id}.properties"));
-                std::fs::write(&properties, node_properties(id, &directory, &ports))
-                    .expect("the cluster's directory is writable");
-                Node { id, port, properties, process: None }
+                std::fs::write(&properties, text).expect("the cluster's directory is writable");
+                Node { id, ports, properties, process: None }
             })
             .collect();
         let mut cluster = Self { nodes, _janitor: janitor(&directory) };
@@ -111,8 +125,14 @@ impl Cluster {
     /// `host:port` of all nodes, separated by commas.
     pub fn bootstrap_servers(&self) -> String {
         let addresses: Vec<String> =
-            self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+            self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.ports.broker)).collect();
         addresses.join(",")
+    }
+
+    /// A link to each node, for the one client that is to have no other way: the nodes tell who comes over one that the
+    /// others are behind theirs.
+    pub fn uplinks(&self) -> Vec<Link> {
+        self.nodes.iter().map(|node| Link::new(node.ports.uplink, node.ports.far)).collect()
     }
 
     /// SIGKILL to node `id`.
@@ -297,13 +317,13 @@ fn janitor(directory: &Path) -> ChildStdin {
     process::spawn(command).stdin.take().expect("it was asked for a pipe")
 }
 
-fn node_properties(id: usize, directory: &Path, ports: &[(u16, u16)]) -> String {
+fn node_properties(id: usize, directory: &Path, ports: &[Ports]) -> String {
     let mut voters = String::new();
-    for (node, (_, controller)) in NODES.iter().zip(ports) {
+    for (node, Ports { controller, .. }) in NODES.iter().zip(ports) {
         let comma = if voters.is_empty() { "" } else { "," };
         write!(voters, "{comma}{node}@127.0.0.1:{controller}").expect("a string takes all");
     }
-    let (broker, controller) = ports[id - 1];
+    let Ports { broker, controller, far, uplink } = &ports[id - 1];
     let log_directory = directory.join(format!("node{id}"));
     let log_directory = log_directory.display();
     // Recordings are older than a week, the default retention. Few threads and few internal partitions: three nodes
@@ -314,9 +334,9 @@ fn node_properties(id: usize, directory: &Path, ports: &[(u16, u16)]) -> String 
 process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:{broker},UPLINK://127.0.0.1:{far},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker},UPLINK://127.0.0.1:{uplink}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,UPLINK:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 log.dirs={log_directory}

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod disk;
 pub mod gaps;
 pub mod kafka;
+pub mod link;
 pub mod mosquitto;
 pub mod mqtt;
 pub mod ports;

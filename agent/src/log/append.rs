@@ -156,7 +156,11 @@ impl Log {
         if grouper.count > 0 {
             self.encode_group(grouper.take());
         }
-        if let Some((_, others)) = self.pending[first..].split_last_mut() {
+        let commit = &mut self.pending[first..];
+        for pending in commit.iter_mut().skip(1) {
+            pending.entry.began();
+        }
+        if let Some((_, others)) = commit.split_last_mut() {
             for pending in others {
                 pending.entry.goes_on();
                 pending.goes_on = true;

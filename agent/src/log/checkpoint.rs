@@ -46,15 +46,19 @@ pub(super) struct NextOffsets {
 }
 
 impl NextOffsets {
-    /// Where offsets go on when they are not known: no entry gives a partition more than [`RECORDS_PER_GROUP_MAX`] of
-    /// them, so every offset that was ever used is below.
-    pub(super) fn beyond(end: EntrySeq) -> Self {
+    /// Has the partitions that are not known go on behind all that was used before `end`: no entry gives one more than
+    /// [`RECORDS_PER_GROUP_MAX`] offsets.
+    pub(super) fn raise_floor(&mut self, end: EntrySeq) {
         let factor = u64::try_from(RECORDS_PER_GROUP_MAX).expect("fits");
-        let floor = i64::try_from(end.0.saturating_mul(factor)).unwrap_or(i64::MAX);
-        Self { floor: Offset(floor), known: BTreeMap::new() }
+        self.floor = Offset(i64::try_from(end.0.saturating_mul(factor)).unwrap_or(i64::MAX));
     }
 
-    /// The least end for which [`beyond`](Self::beyond) gives out no offset below `offset`.
+    /// Forgets the partitions that do not hold.
+    pub(super) fn retain(&mut self, holds: impl Fn(&(StreamName, PartitionId), Offset) -> bool) {
+        self.known.retain(|partition, next| holds(partition, *next));
+    }
+
+    /// The least end for which [`raise_floor`](Self::raise_floor) gives out no offset below `offset`.
     pub(super) fn end_beyond(offset: Offset) -> EntrySeq {
         let factor = u64::try_from(RECORDS_PER_GROUP_MAX).expect("fits");
         EntrySeq(u64::try_from(offset.0).unwrap_or(0).div_ceil(factor))

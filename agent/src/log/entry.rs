@@ -7,7 +7,7 @@
 //! | 4 | 1 | u8 | version: 2 |
 //! | 5 | 1 | u8 | kind: 1 checkpoint, 2 group, 3 compacted group, 4 group with notes |
 //! | 6 | 1 | u8 | compression of the body: 0 none, 1 LZ4 block, 2 zstd frame |
-//! | 7 | 1 | u8 | 1 where the commit goes on in the next entry, 0 where it ends |
+//! | 7 | 1 | u8 | flags: 1 the commit goes on in the next entry, 2 it began in an entry before |
 //! | 8 | 8 | u64 BE | sequence number, equal to the entry's key |
 //! | 16 | 4 | u32 BE | bytes of the body before compression, at most [`RAW_BYTES_MAX`] |
 //! | 20 | 4 | u32 BE | [`Timeline::boot`] of its records; 0 where it is not known, and where there are none |
@@ -40,8 +40,10 @@ pub(super) const RAW_BYTES_MAX: usize = ENTRY_BYTES_MAX - HEADER_BYTES;
 
 const VERSION: u8 = 2;
 
-/// Where an entry says whether its commit goes on.
-const GOES_ON: usize = 7;
+/// Where an entry says what it is of its commit.
+const FLAGS: usize = 7;
+const GOES_ON: u8 = 1;
+const BEGAN: u8 = 2;
 
 /// 16 KiB of tables for about 2 GB/s; one in the whole process.
 pub(crate) static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
@@ -110,7 +112,12 @@ impl Entry {
 
     /// The next entry belongs to the same commit: without it this one does not count.
     pub(super) fn goes_on(&mut self) {
-        self.bytes[GOES_ON] = 1;
+        self.bytes[FLAGS] |= GOES_ON;
+    }
+
+    /// The entry before belongs to the same commit.
+    pub(super) fn began(&mut self) {
+        self.bytes[FLAGS] |= BEGAN;
     }
 
     /// Bytes as stored.
@@ -233,7 +240,12 @@ impl EntryCodec {
 
 /// Whether the commit of an intact entry goes on in the next one.
 pub(super) fn goes_on(entry: &[u8]) -> bool {
-    entry.get(GOES_ON) == Some(&1)
+    entry.get(FLAGS).is_some_and(|flags| flags & GOES_ON != 0)
+}
+
+/// Whether a commit begins with an intact entry.
+pub(super) fn begins(entry: &[u8]) -> bool {
+    entry.get(FLAGS).is_some_and(|flags| flags & BEGAN == 0)
 }
 
 fn compression_code(compression: Compression) -> u8 {

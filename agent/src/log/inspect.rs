@@ -1,7 +1,7 @@
 //! A look at a log from outside, also while an agent writes it: what the commands under `wayside log` read.
 //!
-//! Nothing in the data directory is touched, not even its lock: each epoch is copied and the copy is opened, since sled
-//! writes when it opens. The copy lies in memory where the system has a file system there (`/dev/shm`): a gateway's
+//! Nothing in the data directory is touched, not even its lock: each epoch is copied and the copy is opened, since a store takes
+//! the lock and clears up. The copy lies in memory where the system has a file system there (`/dev/shm`): a gateway's
 //! flash is not worn by looking. A copy of the epoch that is being written may end in the middle of a write; its end is
 //! then a little before the log's.
 
@@ -40,6 +40,9 @@ pub(super) const KEPT_PREFIX: &str = "repair-";
 
 /// What every file system of the ext family has at its root.
 const LOST_AND_FOUND: &str = "lost+found";
+
+/// A file system in memory.
+const MEMORY_DIR: &str = "/dev/shm";
 
 /// How often an epoch that changed while it was copied is copied again.
 const COPY_TRIES: u32 = 4;
@@ -361,7 +364,7 @@ fn stamp(path: &Path) -> Stamp {
 
 /// A directory of its own with a copy of the epoch at `path`, in memory if it fits there.
 fn copy(path: &Path, epoch: EpochId) -> Result<TempDir, InspectError> {
-    let in_memory = Path::new(disk::MEMORY_DIR);
+    let in_memory = Path::new(MEMORY_DIR);
     if in_memory.is_dir()
         && let Ok(copy) = copy_to(in_memory, path, epoch)
     {
@@ -384,7 +387,7 @@ fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        // A snapshot may be renamed under our hands; sled does without.
+        // A snapshot may be renamed under our hands; a reader does without.
         let is_snapshot = entry.file_name().to_str().is_some_and(|name| name.starts_with("snap."));
         if entry.file_type()?.is_file() && !is_snapshot {
             fs::copy(entry.path(), to.join(entry.file_name()))?;

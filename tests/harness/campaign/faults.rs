@@ -9,6 +9,7 @@ use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{What, site::Site};
 use crate::kafka::NODES;
+use crate::link::Flow;
 use crate::{PATIENCE, clock, wait_until};
 
 /// How long Kafka is away in [`What::Outage`].
@@ -21,6 +22,7 @@ pub(super) fn inject(what: What, site: &mut Site, chance: &mut SmallRng) {
         What::Power => power(site, chance),
         What::DiskFull => disk_full(site, chance),
         What::Kafka => kafka(site, chance),
+        What::Network => network(site, chance),
         What::Mosquitto => mosquitto(site, chance),
         What::Serial => serial(site, chance),
         What::Clock => clock(site, chance),
@@ -93,6 +95,29 @@ fn kafka(site: &mut Site, chance: &mut SmallRng) {
     // Whatever Kafka does, what comes is stored and answered.
     site.wait_commit(commits);
     site.cluster().heal();
+}
+
+fn network(site: &mut Site, chance: &mut SmallRng) {
+    let slow = Flow::Slow(Duration::from_millis(chance.random_range(10..=300)));
+    let flows = [
+        (Flow::Stalled, Flow::Stalled),
+        (Flow::Stalled, Flow::Open),
+        (Flow::Open, Flow::Stalled),
+        (slow, slow),
+    ];
+    let (forth, back) = *flows.choose(chance).expect("there are some");
+    let uplink: bool = chance.random();
+    let field = !uplink || chance.random();
+    let commits = site.metric("commit_commits_total");
+    let failing = site.links(uplink, field);
+    failing.iter().for_each(|link| link.set(forth, back));
+    some_while(chance, 5000);
+    // The serial line goes on: whatever the network does, what comes is stored and answered.
+    site.wait_commit(commits);
+    if chance.random() {
+        site.links(uplink, false).iter().for_each(|link| link.cut());
+    }
+    failing.iter().for_each(|link| link.set(Flow::Open, Flow::Open));
 }
 
 fn mosquitto(site: &mut Site, chance: &mut SmallRng) {

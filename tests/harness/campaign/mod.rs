@@ -24,6 +24,9 @@ pub enum What {
     DiskFull,
     /// Nodes of Kafka are killed, paused or lose their disks, one, two or all
     Kafka,
+    /// The network between agent and Kafka, between devices and agent, or both, stalls in one direction or in both, or is slow;
+    /// connections to Kafka break too
+    Network,
     /// The broker in front of `source.mqtt` is stopped, in half of the cycles with the agent killed meanwhile
     Mosquitto,
     /// Rooms over a line that flips, drops and inserts bytes, and is unplugged
@@ -44,6 +47,7 @@ impl What {
             Self::Power => "power",
             Self::DiskFull => "disk-full",
             Self::Kafka => "kafka",
+            Self::Network => "network",
             Self::Mosquitto => "mosquitto",
             Self::Serial => "serial",
             Self::Clock => "clock",

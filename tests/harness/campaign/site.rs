@@ -12,6 +12,7 @@ use crate::agent::{self, Agent};
 use crate::disk::Disk;
 use crate::gaps::{self, Told};
 use crate::kafka::{self, Cluster, Exclusive};
+use crate::link::Link;
 use crate::mosquitto::Mosquitto;
 use crate::sim::{self, Load, Report};
 use crate::{PATIENCE, clock, note, ports, wait_until};
@@ -47,6 +48,10 @@ pub(super) struct Site {
     /// One after another; the last one runs.
     serial: Vec<Load>,
     line: String,
+    /// Between agent and Kafka.
+    uplinks: Vec<Link>,
+    /// Between devices and agent.
+    field: Option<Link>,
     _directory: TempDir,
 }
 
@@ -67,13 +72,21 @@ impl Site {
         let line = directory.path().join("line").display().to_string();
         let mut serial = rooms(what, &line, 1);
         let port = ports::free();
+        let field = (what == What::Network).then(|| Link::new(ports::free(), port));
+        let near = field.as_ref().map_or(port, Link::port);
         let (url, sections) = match &broker {
             Some(broker) => (broker.url(), agent::mqtt_source(&broker.url(), 5)),
-            None => (format!("mqtt://127.0.0.1:{port}"), agent::listener(port)),
+            None => (format!("mqtt://127.0.0.1:{near}"), agent::listener(port)),
+        };
+        let uplinks = if what == What::Network { kafka.uplinks() } else { Vec::new() };
+        let servers = match &uplinks[..] {
+            [] => kafka.bootstrap_servers(),
+            links => {
+                links.iter().map(|link| format!("127.0.0.1:{}", link.port())).collect::<Vec<_>>().join(",")
+            }
         };
         let sections = sections + &agent::serial_source("line", line.as_ref(), "native");
-        let mut agent =
-            Agent::new(&format!("campaign-{}", what.name()), &kafka.bootstrap_servers(), &sections);
+        let mut agent = Agent::new(&format!("campaign-{}", what.name()), &servers, &sections);
         // Small epochs, so that the log rolls and trims all the time.
         agent.configure("[log]\n", "[log]\nepoch_bytes = 262144\n");
         if let Some(disk) = &disk {
@@ -106,6 +119,8 @@ impl Site {
             mqtt,
             serial: vec![serial],
             line,
+            uplinks,
+            field,
             _directory: directory,
         })
     }
@@ -116,6 +131,12 @@ impl Site {
             Kafka::Exclusive(cluster) => cluster,
             Kafka::Shared(_) => panic!("a shared cluster is not to be harmed"),
         }
+    }
+
+    /// The links between agent and Kafka, if `uplink`, and between devices and agent, if `field`.
+    pub(super) fn links(&self, uplink: bool, field: bool) -> Vec<&Link> {
+        let uplinks = self.uplinks.iter().filter(|_| uplink);
+        uplinks.chain(self.field.as_ref().filter(|_| field)).collect()
     }
 
     /// What the agent counts as `name`; 0 where it has not counted yet.

@@ -4,7 +4,7 @@
 //! <dir>/lock                 flock of the running agent
 //! <dir>/gateway              whose directory it is, see [`crate::log::identity`]
 //! <dir>/cursor               how far Kafka has the log, see [`crate::replicate::cursor`]
-//! <dir>/ballast              space that is given back when the disk is full, so that epochs can still be opened
+//! <dir>/ballast              space that is given back when the disk is full
 //! <dir>/e-<id:016x>/         an epoch: one sled Db (conf, db, snap.*, blobs/ which stays empty), or the file `segment`
 //! <dir>/e-<id:016x>/synced   empty; made by the first completed sync. The newest epoch without it acknowledged nothing
 //! <dir>/del-<id:016x>/       an epoch that is being deleted

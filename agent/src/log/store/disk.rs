@@ -9,7 +9,7 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -17,16 +17,13 @@ use std::{
 
 pub use super::dir::OpenError;
 use super::{
-    ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, SLOW_OPENS_MAX, StoreError, StoredEntry,
+    ENTRY_BYTES_MAX, EntrySeq, EpochId, EpochStore, StoreError, StoredEntry,
     dir::DataDir,
     failure::Failure,
     segment::{self, SegmentReader, SegmentWriter},
     sled::{self, SledReader, SledWriter},
 };
 use crate::config::Engine;
-
-/// A file system in memory.
-pub(in crate::log) const MEMORY_DIR: &str = "/dev/shm";
 
 /// An epoch that is being written. After any failure it is only closed.
 pub(super) trait WriteEpoch: fmt::Debug + Send {
@@ -52,25 +49,10 @@ pub(super) trait WriteEpoch: fmt::Debug + Send {
     fn close(self: Box<Self>);
 }
 
-/// An epoch that is being read.
+/// An epoch that is being read. Nothing of it is written, whatever the disk allows.
 pub(super) trait ReadEpoch: fmt::Debug + Send {
-    /// As [`EpochStore::read`], leaving out the parts in `bad`.
-    fn read(
-        &mut self,
-        from: EntrySeq,
-        limit_bytes: usize,
-        bad: &BTreeSet<EntrySeq>,
-    ) -> Result<Vec<StoredEntry>, PartFailure>;
-
-    /// As [`WriteEpoch::close`].
-    fn close(self: Box<Self>);
-}
-
-/// Why an epoch did not read. It is then only closed.
-pub(super) struct PartFailure {
-    /// What is to be left out when it is opened again; none where that would not help.
-    pub(super) part: Option<EntrySeq>,
-    pub(super) failure: Failure,
+    /// As [`EpochStore::read`]. After a failure it is opened again.
+    fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<Vec<StoredEntry>, Failure>;
 }
 
 /// An open epoch.
@@ -87,11 +69,11 @@ struct Writing {
 pub struct DiskOptions {
     /// What new epochs are written with.
     pub engine: Engine,
-    /// Bytes at which an epoch is full. With sled also what bounds memory: it keeps an epoch in it.
+    /// Bytes at which an epoch is full. With sled also what bounds memory: it keeps the one in it that is written.
     pub epoch_bytes: u64,
     /// Free space that the ballast leaves.
     pub reserve_bytes: u64,
-    /// Bytes set aside and given back when other processes have filled the disk: sled writes even to open. 0 is none.
+    /// Bytes set aside and given back when other processes have filled the disk. 0 is none.
     pub ballast_bytes: u64,
     /// Longest wait for a Db of sled to open or close.
     pub timeout: Duration,
@@ -116,8 +98,7 @@ impl Default for DiskOptions {
     }
 }
 
-/// Free space that the store needs beside epochs of `epoch_bytes`: to finish the last one, and since sled writes even to
-/// open what is there.
+/// Free space that the store needs beside epochs of `epoch_bytes`: to finish the last one, and to begin the next.
 pub const fn reserve_bytes_min(epoch_bytes: u64) -> u64 {
     epoch_bytes.saturating_mul(2).saturating_add(8 << 20)
 }
@@ -130,11 +111,8 @@ pub struct DiskStore {
     write: Option<Writing>,
     /// The epoch that is written again.
     rewrite: Option<Writing>,
-    /// At most one old epoch is open: with sled each costs its size in memory.
+    /// At most one old epoch is open.
     reader: Option<(EpochId, Box<dyn ReadEpoch>)>,
-    /// Parts of epochs that did not read; what was in them is a hole.
-    bad_parts: BTreeSet<(EpochId, EntrySeq)>,
-    slow_opens: BTreeMap<EpochId, u32>,
     sizes: BTreeMap<EpochId, u64>,
 }
 
@@ -155,16 +133,7 @@ impl DiskStore {
             dir.take_ballast(free_bytes, options.reserve_bytes);
         }
         let sizes = epochs.into_iter().map(|epoch| (epoch, dir.size_bytes(epoch))).collect();
-        Ok(Self {
-            dir,
-            options,
-            write: None,
-            rewrite: None,
-            reader: None,
-            bad_parts: BTreeSet::new(),
-            slow_opens: BTreeMap::new(),
-            sizes,
-        })
+        Ok(Self { dir, options, write: None, rewrite: None, reader: None, sizes })
     }
 
     fn close_write(&mut self) {
@@ -175,22 +144,12 @@ impl DiskStore {
         }
     }
 
-    fn close_reader(&mut self) {
-        if let Some((_, reader)) = self.reader.take() {
-            reader.close();
-        }
-    }
-
-    fn is_reading(&self, epoch: EpochId) -> bool {
-        self.reader.as_ref().is_some_and(|(id, _)| *id == epoch)
-    }
-
     fn close(&mut self, epoch: EpochId) {
         if self.write.as_ref().is_some_and(|write| write.id == epoch) {
             self.close_write();
         }
-        if self.is_reading(epoch) {
-            self.close_reader();
+        if self.reader.as_ref().is_some_and(|(id, _)| *id == epoch) {
+            self.reader = None;
         }
     }
 
@@ -251,48 +210,21 @@ impl DiskStore {
         step(write.epoch.as_mut()).map_err(|failure| self.write_failed(id, failure))
     }
 
-    fn open_reader(&mut self, epoch: EpochId) -> Result<(), StoreError> {
-        if self.is_reading(epoch) {
-            return Ok(());
+    fn open_reader(&mut self, epoch: EpochId) -> Result<&mut dyn ReadEpoch, Failure> {
+        if self.reader.as_ref().is_none_or(|(id, _)| *id != epoch) {
+            self.reader = None;
         }
-        self.close_reader();
-        let path = self.dir.epoch(epoch);
-        let timeout = self.options.timeout;
-        let mut opened = open_epoch(epoch, &path, timeout);
-        // To open, sled alone writes.
-        if matches!(opened, Err(Failure::NoSpace)) && self.dir.drop_ballast() {
-            opened = open_epoch(epoch, &path, timeout);
-        }
-        if opened.as_ref().is_err_and(Failure::is_of_writing) {
-            tracing::warn!(%epoch, "the disk takes no writes: the epoch is read from a copy in memory");
-            opened = SledReader::open_in_memory(&path, Path::new(MEMORY_DIR), timeout).map(boxed);
-        }
-        match opened {
-            Ok(reader) => {
-                self.slow_opens.remove(&epoch);
-                self.reader = Some((epoch, reader));
-                Ok(())
-            }
-            Err(failure) => Err(self.read_failed(epoch, &path, failure)),
+        match &mut self.reader {
+            Some((_, reader)) => Ok(reader.as_mut()),
+            closed => Ok(closed.insert((epoch, open_epoch(epoch, &self.dir.epoch(epoch))?)).1.as_mut()),
         }
     }
 
-    fn read_failed(&mut self, epoch: EpochId, path: &Path, failure: Failure) -> StoreError {
+    fn read_failed(&self, epoch: EpochId, failure: Failure) -> StoreError {
         match failure {
             Failure::NoSpace => StoreError::NoSpace { epoch },
             Failure::Broken(reason) => StoreError::Damaged { epoch, reason },
-            Failure::Locked => io_error("open", path, io::Error::other("its lock is held")),
-            Failure::Transient(error) => {
-                let slow = self.slow_opens.entry(epoch).or_default();
-                *slow += u32::from(error.kind() == io::ErrorKind::TimedOut);
-                if *slow >= SLOW_OPENS_MAX {
-                    return StoreError::Damaged {
-                        epoch,
-                        reason: format!("did not open in time {slow} times"),
-                    };
-                }
-                io_error("open", path, error)
-            }
+            Failure::Transient(error) => io_error("read", &self.dir.epoch(epoch), error),
         }
     }
 }
@@ -360,8 +292,8 @@ impl EpochStore for DiskStore {
         if let Some(write) = self.write.as_mut().filter(|write| write.id == epoch) {
             match write.epoch.read(from, limit_bytes) {
                 Ok(read) => {
-                    // The reader has caught up: what it read from before need not stay in memory.
-                    self.close_reader();
+                    // The reader has caught up.
+                    self.reader = None;
                     return Ok(read);
                 }
                 Err(failure) => {
@@ -370,24 +302,11 @@ impl EpochStore for DiskStore {
                 }
             }
         }
-        // Each round reads, fails, or finds one more bad part.
-        loop {
-            self.open_reader(epoch)?;
-            let Some((_, reader)) = &mut self.reader else { continue };
-            let bad = self.bad_parts.iter().filter(|(of, _)| *of == epoch).map(|(_, part)| *part).collect();
-            match reader.read(from, limit_bytes, &bad) {
-                Ok(read) => return Ok(read),
-                Err(PartFailure { part: Some(part), failure: Failure::Broken(reason) }) => {
-                    self.close_reader();
-                    tracing::error!(%epoch, %part, reason, "a part of the epoch does not read");
-                    self.bad_parts.insert((epoch, part));
-                }
-                Err(PartFailure { failure, .. }) => {
-                    self.close_reader();
-                    return Err(self.read_failed(epoch, &self.dir.epoch(epoch), failure));
-                }
-            }
-        }
+        let read = self.open_reader(epoch).and_then(|reader| reader.read(from, limit_bytes));
+        read.map_err(|failure| {
+            self.reader = None;
+            self.read_failed(epoch, failure)
+        })
     }
 
     fn begin_rewrite(&mut self, epoch: EpochId) -> Result<(), StoreError> {
@@ -411,7 +330,7 @@ impl EpochStore for DiskStore {
         let Some(rewrite) = self.rewrite.take() else { return Ok(()) };
         let first = rewrite.id;
         rewrite.epoch.close();
-        self.close_reader();
+        self.reader = None;
         let action = |source| io_error("rewrite", &self.dir.epoch(first), source);
         self.dir.finish_rewrite(first, last).map_err(action)?;
         let replaced: Vec<EpochId> = self.sizes.range(first..=last).map(|(id, _)| *id).collect();
@@ -450,14 +369,11 @@ impl EpochStore for DiskStore {
 impl DiskStore {
     fn forget(&mut self, epoch: EpochId) {
         self.sizes.remove(&epoch);
-        self.slow_opens.remove(&epoch);
-        self.bad_parts.retain(|(of, _)| *of != epoch);
     }
 }
 
 impl Drop for DiskStore {
     fn drop(&mut self) {
-        self.close_reader();
         self.close_rewrite();
         self.close_write();
     }
@@ -480,17 +396,13 @@ fn create_epoch(epoch: EpochId, path: &Path, options: &DiskOptions) -> Result<Wr
     Ok(Writing { id: epoch, synced: false, epoch: writer })
 }
 
-/// Opens the epoch in `path` with the engine that wrote it.
-fn open_epoch(epoch: EpochId, path: &Path, timeout: Duration) -> Result<Box<dyn ReadEpoch>, Failure> {
-    match written_by(path) {
-        Some((Engine::Segment, file)) => SegmentReader::open(epoch, &file).map(boxed),
-        // Where there is neither, sled says what is wrong.
-        Some((Engine::Sled, _)) | None => SledReader::open(path, timeout).map(boxed),
-    }
-}
-
-fn boxed<'a>(reader: impl ReadEpoch + 'a) -> Box<dyn ReadEpoch + 'a> {
-    Box::new(reader)
+/// Opens the epoch in `path` as the engine wrote it.
+fn open_epoch(epoch: EpochId, path: &Path) -> Result<Box<dyn ReadEpoch>, Failure> {
+    Ok(match written_by(path) {
+        Some((Engine::Segment, file)) => Box::new(SegmentReader::open(epoch, &file)?),
+        Some((Engine::Sled, file)) => Box::new(SledReader::open(&file)?),
+        None => return Err(Failure::Broken("it has no file with entries".into())),
+    })
 }
 
 fn io_error(action: &str, path: &Path, source: io::Error) -> StoreError {

@@ -9,8 +9,6 @@ pub(super) enum Failure {
     NoSpace,
     /// Not the fault of the files: it may work later.
     Transient(io::Error),
-    /// The lock of sled's Db is held.
-    Locked,
     /// Damage, a panic, or an error that will not go away.
     Broken(String),
 }
@@ -31,17 +29,7 @@ impl Failure {
             _ if error.raw_os_error().is_some_and(|code| NO_DESCRIPTOR.contains(&code)) => {
                 Self::Transient(error)
             }
-            _ if error.to_string().contains("could not acquire lock") => Self::Locked,
             _ => Self::Broken(error.to_string()),
-        }
-    }
-
-    /// Whether the disk takes no writes, which says nothing about what is on it.
-    pub(super) fn is_of_writing(&self) -> bool {
-        match self {
-            Self::NoSpace => true,
-            Self::Transient(error) => error.kind() == io::ErrorKind::ReadOnlyFilesystem,
-            Self::Locked | Self::Broken(_) => false,
         }
     }
 
@@ -50,7 +38,6 @@ impl Failure {
         match self {
             Self::NoSpace => "no space left on the device".into(),
             Self::Transient(error) => error.to_string(),
-            Self::Locked => "its lock is held".into(),
             Self::Broken(reason) => reason,
         }
     }

@@ -6,6 +6,7 @@
 //! * [`disk`]: a data directory, in which `sled` or `segment` keeps an epoch
 //! * [`simulated`]: in memory, with every fault that a disk can have; for tests and simulations
 
+mod blocks;
 #[cfg(test)]
 pub(in crate::log) mod contract;
 pub(in crate::log) mod dir;
@@ -47,10 +48,6 @@ impl fmt::Display for EpochId {
 /// Largest entry that an engine must keep, in bytes. With sled's 512 KiB segments a value over 128 KiB would become a
 /// blob file, which sled never syncs; a quarter stays in reserve for sled's own framing.
 pub const ENTRY_BYTES_MAX: usize = 96 * 1024;
-
-/// How often an epoch may miss the deadline of its opening before an engine calls it [`StoreError::Damaged`]; before
-/// that it is [`StoreError::Io`] with [`TimedOut`](std::io::ErrorKind::TimedOut).
-pub const SLOW_OPENS_MAX: u32 = 3;
 
 /// What went wrong in a store, by what the log must do about it.
 #[derive(Debug, thiserror::Error)]

@@ -31,8 +31,6 @@ struct Epoch {
     synced: bool,
     /// It will not open.
     broken: bool,
-    /// So many more reads find that it does not open in time.
-    slow_reads: u32,
 }
 
 #[derive(Debug, Default)]
@@ -190,13 +188,6 @@ impl SimulatedDisk {
         }
     }
 
-    /// Makes the next `reads` of an epoch fail because it does not open in time.
-    pub fn slow_epoch(&self, epoch: EpochId, reads: u32) {
-        if let Some(epoch) = self.lock().epochs.get_mut(&epoch) {
-            epoch.slow_reads = reads;
-        }
-    }
-
     /// Epochs put aside so far.
     pub fn quarantined(&self) -> Vec<EpochId> {
         self.lock().quarantined.iter().copied().collect()
@@ -311,10 +302,6 @@ impl EpochStore for SimulatedStore {
         let Some(found) = disk.epochs.get_mut(&epoch).filter(|found| !found.broken) else {
             return Err(StoreError::Damaged { epoch, reason: "simulated".into() });
         };
-        if let Some(reads) = found.slow_reads.checked_sub(1) {
-            found.slow_reads = reads;
-            return Err(StoreError::Io { action: "open".into(), source: io::ErrorKind::TimedOut.into() });
-        }
         let mut read = Vec::new();
         let mut bytes = 0;
         for entry in found.entries.iter().filter(|entry| entry.seq >= from) {

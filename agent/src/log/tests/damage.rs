@@ -170,19 +170,6 @@ fn a_log_that_gives_out_offsets_below_the_cursor_skips_ahead() {
 }
 
 #[test]
-fn an_epoch_that_opens_slowly_is_waited_for_and_not_put_aside() {
-    for (reads, opens) in [(1, true), (store::SLOW_OPENS_MAX - 1, true), (store::SLOW_OPENS_MAX, false)] {
-        let disk = SimulatedDisk::new();
-        let (mut log, _) = open_simulated(&disk);
-        commit(&mut log, 0..1);
-        drop(log);
-        disk.slow_epoch(EpochId(EntrySeq(0)), reads);
-        let opened = Log::open(Box::new(disk.open()), LogOptions::default(), metrics());
-        assert_eq!(opened.is_ok_and(|(_, recovery)| recovery.quarantined.is_empty()), opens, "{reads} reads");
-    }
-}
-
-#[test]
 fn an_epoch_whose_marker_cannot_be_looked_at_stays() {
     for engine in ENGINES {
         for index in 0..3 {
@@ -264,15 +251,15 @@ fn flipped_bits_cost_what_they_hit() {
             let file = db(copy.path(), epochs[index]);
             let at = file.metadata().unwrap().len() * percent / 100;
             flip(&file, at);
-            // The end of the newest epoch may go unnoticed: sled takes it for a torn write.
+            // An entry, and where it is a checkpoint nothing else.
             let read = check_goes_on_with(engine, copy.path(), EntrySeq(33));
-            assert!((400..=600).contains(&read), "{read} records, bit at {at} of epoch {index}");
+            assert!(read >= 580, "{read} records, bit at {at} of epoch {index}");
         }
     }
 }
 
 #[test]
-fn half_a_snapshot_is_removed() {
+fn half_a_snapshot_of_sled_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let epochs = three_epochs(dir.path());
     for epoch in &epochs {
@@ -284,7 +271,7 @@ fn half_a_snapshot_is_removed() {
 }
 
 #[test]
-fn a_missing_conf_is_made_again() {
+fn a_missing_conf_of_sled_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for epoch in three_epochs(dir.path()) {
         fs::remove_file(dir.path().join(epoch.to_string()).join("conf")).unwrap();
@@ -399,6 +386,122 @@ fn a_damaged_newest_epoch_makes_the_next_start_skip_ahead() {
         assert_eq!(ids(&groups).last(), Some(&100));
         assert!(!lost.is_empty());
     }
+}
+
+#[test]
+fn a_flipped_bit_in_the_last_entry_is_noticed_and_a_torn_one_is_not() {
+    let whole = tempfile::tempdir().unwrap();
+    let newest = three_epochs(whole.path())[2];
+    for torn in [false, true] {
+        let dir = copy_of(whole.path());
+        let path = db(dir.path(), newest);
+        let mut bytes = fs::read(&path).unwrap();
+        let key = [&[8][..], &32_u64.to_be_bytes()].concat();
+        let at = bytes.windows(9).position(|window| window == key).unwrap();
+        if torn {
+            bytes[at + 50..].fill(0);
+        } else {
+            bytes[at + 50] ^= 1;
+        }
+        fs::write(&path, bytes).unwrap();
+        let (mut log, recovery) = open_sled(dir.path());
+        assert_eq!(recovery.skipped, !torn);
+        assert_eq!(read_all(&mut log, EntrySeq(0)).1.is_empty(), torn);
+    }
+}
+
+/// Two partitions in turn, five entries behind the checkpoint.
+fn two_partitions(disk: &SimulatedDisk) {
+    let (mut log, _) = open_simulated(disk);
+    for n in 0..5 {
+        log.append(vec![batch("vehicle", i32::try_from(n % 2).unwrap(), n..n + 1)]);
+        log.sync().unwrap();
+    }
+}
+
+#[test]
+fn a_partition_with_records_behind_the_damage_goes_on_where_it_was_and_its_loss_is_counted() {
+    let disk = SimulatedDisk::new();
+    two_partitions(&disk);
+    // Partition 0 alone has a record behind it.
+    assert!(disk.remove_entry(EntrySeq(4)));
+    let (log, recovery) = open_simulated(&disk);
+    assert!(recovery.skipped);
+    let next = |partition| log.next_offset(stream("vehicle"), PartitionId(partition));
+    assert_eq!(next(0), Offset(3));
+    assert!(next(1) >= Offset(i64::try_from(EPOCH_ENTRIES_MAX).unwrap()), "nobody knows");
+}
+
+#[test]
+fn damage_that_the_cursor_is_past_skips_nothing() {
+    let disk = SimulatedDisk::new();
+    two_partitions(&disk);
+    assert!(disk.remove_entry(EntrySeq(3)));
+    let key = |partition| (stream("vehicle"), PartitionId(partition));
+    let open = |next_seq_min, offsets_min| {
+        let options = LogOptions { next_seq_min, offsets_min, ..LogOptions::default() };
+        Log::open(Box::new(disk.open()), options, metrics()).unwrap()
+    };
+    let acknowledged = BTreeMap::from([(key(0), Offset(2)), (key(1), Offset(1))]);
+    assert!(open(EntrySeq(3), acknowledged.clone()).1.skipped, "Kafka may not have it");
+    assert!(open(EntrySeq(4), BTreeMap::new()).1.skipped, "how far the partitions came is not known");
+    let (mut log, recovery) = open(EntrySeq(4), acknowledged);
+    assert!(!recovery.skipped);
+    assert_eq!((recovery.end, log.next_offset(stream("vehicle"), PartitionId(0))), (EntrySeq(6), Offset(3)));
+    assert_eq!(commit(&mut log, 5..6)[0].batches[0].base_offset, Offset(3));
+    assert_eq!(read_all(&mut log, EntrySeq(4)).1, []);
+}
+
+/// Each record takes an entry.
+fn large_batch(ids: std::ops::Range<u64>) -> Batch {
+    let mut batch = batch("vehicle", 0, ids);
+    for record in &mut batch.records {
+        record.value = format!("{{\"id\":{},\"text\":\"{}\"}}", id_of(record), "x".repeat(40_000)).into();
+    }
+    batch
+}
+
+#[test]
+fn what_a_power_cut_leaves_of_the_last_commit_is_no_damage() {
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    commit(&mut log, 0..5);
+    // A commit of three entries, of which the disk had the last one alone.
+    log.append(vec![large_batch(5..8)]);
+    assert_eq!(log.sync().unwrap().groups.len(), 3);
+    drop(log);
+    assert!(disk.remove_entry(EntrySeq(3)));
+    let (mut log, recovery) = open_simulated(&disk);
+    assert_eq!((recovery.skipped, recovery.end), (false, EntrySeq(2)));
+    assert_eq!(commit(&mut log, 100..101)[0].batches[0].base_offset, Offset(5));
+    assert_eq!(read_all(&mut log, EntrySeq(0)).1, []);
+    drop(log);
+    // With a commit behind it, it had been synced: it is missing.
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    log.append(vec![large_batch(0..3)]);
+    log.sync().unwrap();
+    commit(&mut log, 3..4);
+    drop(log);
+    assert!(disk.remove_entry(EntrySeq(2)));
+    let (mut log, recovery) = open_simulated(&disk);
+    assert!(recovery.skipped);
+    assert_eq!(ids(&read_all(&mut log, EntrySeq(0)).0), [0, 2, 3]);
+}
+
+#[test]
+fn what_sources_remember_outlives_damage_elsewhere() {
+    let disk = SimulatedDisk::new();
+    let (mut log, _) = open_simulated(&disk);
+    let note = |value: &[u8]| vec![Note::new("source".into(), *b"key", Some(value.into())).unwrap()];
+    log.append_noting(Vec::new(), note(b"value"));
+    log.sync().unwrap();
+    commit(&mut log, 0..1);
+    commit(&mut log, 1..2);
+    drop(log);
+    assert!(disk.remove_entry(EntrySeq(2)));
+    let (_, recovery) = open_simulated(&disk);
+    assert_eq!(recovery.notes["source"][b"key".as_slice()].as_ref(), b"value");
 }
 
 #[test]

@@ -50,7 +50,8 @@ fn golden_batches() -> Vec<LogBatch> {
 }
 
 fn golden_checkpoint() -> Checkpoint {
-    let mut offsets = NextOffsets::beyond(EntrySeq(3));
+    let mut offsets = NextOffsets::default();
+    offsets.raise_floor(EntrySeq(3));
     offsets.set((stream("occupancy"), PartitionId(0)), Offset(7));
     offsets.set((stream("vehicle"), PartitionId(0)), Offset(0));
     offsets.set((stream("vehicle"), PartitionId(3)), Offset(1 << 40));

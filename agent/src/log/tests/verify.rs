@@ -166,10 +166,12 @@ fn a_flipped_bit_is_found_and_costs_what_the_next_checkpoint_says() {
             if index < 2 {
                 assert_eq!(found.records + lost_records(&found), 600, "{epoch} at {percent} %: {found:?}");
                 assert_eq!(found.damage.is_empty(), found.lost.is_empty(), "{found:?}");
+                assert!(lost_records(&found) <= 20, "an entry: {found:?}");
             }
         }
     }
-    assert!(damaged >= 10, "{damaged} of 15 hit something");
+    // The others hit what sled alone reads.
+    assert!(damaged >= 5, "{damaged} of 15 hit something");
 }
 
 #[test]

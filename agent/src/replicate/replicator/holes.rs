@@ -83,9 +83,13 @@ impl Replicator {
             let index = self.lane_index(stream, *partition);
             self.goes_on_at(index, *next, known.floor);
         }
-        // What was skipped: the partitions are not in the checkpoint, and the end of what they had is not known.
+        // What was skipped: the partitions are not in the checkpoint, and the end of what they had is not known. Those that
+        // are in it may go on below the floor.
         for index in 0..self.lanes.len() {
-            self.goes_on_at(index, known.floor, known.floor);
+            let lane = &self.lanes[index];
+            if !known.next.contains_key(&(lane.stream.clone(), lane.partition)) {
+                self.goes_on_at(index, known.floor, known.floor);
+            }
         }
         self.holes.open = None;
         self.release(hole);

@@ -27,7 +27,8 @@ fn written(engine: Engine) -> (tempfile::TempDir, PathBuf) {
     (dir, file)
 }
 
-/// The entries that are left of the damaged epoch; none if it is damaged as a whole. The other epoch is whole.
+/// The entries that are left of the damaged epoch; none if it is damaged as a whole. One that was whole once may be there and differ:
+/// the log checks. The other epoch is whole.
 fn left(dir: &Path, engine: Engine) -> Option<usize> {
     let mut store = DiskStore::open(dir, options_of(engine)).unwrap();
     assert_holds(&mut store, id(ENTRIES), ENTRIES..2 * ENTRIES);
@@ -45,26 +46,25 @@ fn left(dir: &Path, engine: Engine) -> Option<usize> {
         }
     }
     assert!(found.is_sorted_by(|a, b| a.seq < b.seq));
-    for StoredEntry { seq, bytes } in &found {
-        assert_eq!(*bytes, entry(seq.0, 200), "entry {seq}");
-    }
-    Some(found.len())
+    let is_whole = |found: &&StoredEntry| found.bytes == entry(found.seq.0, 200);
+    let whole = found.iter().filter(is_whole).count();
+    assert!(found.iter().all(|found| found.seq.0 < ENTRIES));
+    assert!(found.len() <= whole + 1, "what is damaged is one");
+    Some(whole)
 }
 
 #[test]
-fn a_flipped_bit_is_never_another_entry() {
-    for (engine, step) in [(Engine::Sled, 7), (Engine::Segment, 100)] {
+fn a_flipped_bit_costs_one_entry_at_most() {
+    for engine in ENGINES {
         let (dir, file) = written(engine);
         let whole = fs::read(&file).unwrap();
-        for part in 0..step {
+        for part in 0..100 {
             let mut bytes = whole.clone();
-            // sled's file has 512 KiB, of which the first 16 are in use.
-            let at = part * bytes.len().min(16 * 1024) / step;
+            let at = part * bytes.len() / 100;
             bytes[at] ^= 1 << (part % 8);
             fs::write(&file, bytes).unwrap();
             let left = left(dir.path(), engine);
-            // An entry, or with it what the engine checks together.
-            assert!(left >= Some(39) || engine == Engine::Sled, "bit in byte {at}: {left:?} are left");
+            assert!(left >= Some(39), "bit in byte {at}: {left:?} are left");
         }
     }
 }

@@ -25,7 +25,7 @@ fn read_count(store: &mut DiskStore, epoch: EpochId) -> usize {
 }
 
 #[test]
-fn an_epoch_whose_lock_is_held_for_ever_is_read_from_a_copy() {
+fn an_epoch_whose_lock_is_held_for_ever_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = DiskStore::open(dir.path(), test_options()).unwrap();
     write_epoch(&mut store, 0);
@@ -92,39 +92,6 @@ fn after_a_change_of_the_engine_the_epochs_of_the_other_are_read_rewritten_and_d
         write_epoch(&mut store, 100);
         assert_eq!(read_count(&mut store, id(100)), 20);
     }
-}
-
-#[test]
-fn an_epoch_that_cannot_be_copied_to_memory_is_not_damaged() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = DiskStore::open(dir.path(), test_options()).unwrap();
-    write_epoch(&mut store, 0);
-    drop(store);
-    let mut store = DiskStore::open(dir.path(), test_options()).unwrap();
-    let path = dir.path().join(id(0).to_string());
-    let timeout = test_options().timeout;
-    for _ in 0..=SLOW_OPENS_MAX {
-        let failure = SledReader::open_in_memory(&path, &dir.path().join("none"), timeout).unwrap_err();
-        assert!(matches!(store.read_failed(id(0), &path, failure), StoreError::Io { .. }));
-    }
-    fs::remove_file(path.join("conf")).unwrap();
-    let mut copy = SledReader::open_in_memory(&path, dir.path(), timeout).unwrap();
-    assert_eq!(copy.read(EntrySeq(0), usize::MAX, &BTreeSet::new()).ok().map(|read| read.len()), Some(20));
-    Box::new(copy).close();
-}
-
-#[test]
-fn an_epoch_is_damaged_when_it_misses_its_last_deadline() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = DiskStore::open(dir.path(), test_options()).unwrap();
-    let mut fail =
-        |kind: io::ErrorKind| store.read_failed(id(0), dir.path(), Failure::Transient(kind.into()));
-    for _ in 1..SLOW_OPENS_MAX {
-        assert!(matches!(fail(io::ErrorKind::TimedOut), StoreError::Io { .. }));
-        // No thread to open it on.
-        assert!(matches!(fail(io::ErrorKind::WouldBlock), StoreError::Io { .. }));
-    }
-    assert!(matches!(fail(io::ErrorKind::TimedOut), StoreError::Damaged { .. }));
 }
 
 #[test]
@@ -241,10 +208,9 @@ fn a_full_disk_is_read_trimmed_and_written_again_by_the_same_process() {
         let synced = fill(&mut store, 0);
         let epochs = store.epochs().unwrap();
         assert!(epochs.len() > 5);
-        // The ballast is what makes room to open an old epoch.
         assert!(!store.read(epochs[0], epochs[0].0, usize::MAX).unwrap().is_empty());
         drop(store);
-        // Drained as replication does it. Each epoch that is opened grows by a part of a segment.
+        // Drained as replication does it.
         let mut store = DiskStore::open(disk.path(), options).unwrap();
         let mut next = EntrySeq(0);
         for epoch in store.epochs().unwrap() {
@@ -259,7 +225,7 @@ fn a_full_disk_is_read_trimmed_and_written_again_by_the_same_process() {
 }
 
 #[test]
-fn a_start_on_a_disk_without_a_free_byte_reads_from_memory() {
+fn a_start_on_a_disk_without_a_free_byte_reads() {
     for engine in ENGINES {
         let Some(disk) = SmallDisk::mount() else { return };
         let mut store = DiskStore::open(disk.path(), options_of(engine)).unwrap();
@@ -284,7 +250,7 @@ fn a_start_on_a_disk_without_a_free_byte_reads_from_memory() {
 }
 
 #[test]
-fn a_disk_that_turns_read_only_is_read_from_memory_and_written_again_later() {
+fn a_disk_that_turns_read_only_is_read_and_written_again_later() {
     for engine in ENGINES {
         let Some(disk) = SmallDisk::mount() else { return };
         let mut store = DiskStore::open(disk.path(), options_of(engine)).unwrap();

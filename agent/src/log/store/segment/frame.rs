@@ -1,12 +1,13 @@
 //! The bytes of a segment: what is written, and how what is found is told from damage.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
-
-use rustix::io::Errno;
+use std::io;
 
 use crate::log::{
     CRC_32C,
-    store::{ENTRY_BYTES_MAX, EntrySeq, EpochId, StoredEntry},
+    store::{
+        ENTRY_BYTES_MAX, EntrySeq, EpochId, StoredEntry,
+        blocks::{self, ReadAt},
+    },
 };
 
 const MAGIC: [u8; 4] = *b"wseg";
@@ -29,9 +30,6 @@ const _: () = assert!(ENTRY_BYTES_MAX + FRAME_HEADER_BYTES <= WINDOW_BYTES);
 
 /// Of what lies so close together the index knows the first alone.
 const INDEX_STRIDE_BYTES: u64 = 64 * 1024;
-
-/// What an unreadable part of a file is rounded to.
-const BLOCK_BYTES: u64 = 4096;
 
 /// The header of the file of an epoch.
 pub(super) fn file_header(epoch: EpochId) -> [u8; FILE_HEADER_BYTES] {
@@ -151,18 +149,6 @@ impl Index {
     }
 }
 
-/// A file, or what stands for one.
-pub(super) trait ReadAt {
-    /// As pread(2): 0 is the end.
-    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
-}
-
-impl ReadAt for File {
-    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        FileExt::read_at(self, buffer, at)
-    }
-}
-
 /// The part of a file that is in memory. The file only grows.
 #[derive(Debug, Default)]
 pub(super) struct Window {
@@ -188,28 +174,10 @@ impl Window {
     fn load(&mut self, file: &impl ReadAt, at: u64) -> io::Result<()> {
         self.at = at;
         self.bytes.resize(WINDOW_BYTES, 0);
-        let mut filled = 0;
-        while filled < WINDOW_BYTES {
-            let here = at + filled as u64;
-            match file.read_at(&mut self.bytes[filled..], here) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
-                    // A block that the device does not give back is as one of zeros, which are no frame.
-                    let block = usize::try_from(BLOCK_BYTES - here % BLOCK_BYTES).expect("4 KiB");
-                    let end = (filled + block).min(WINDOW_BYTES);
-                    self.bytes[filled..end].fill(0);
-                    filled = end;
-                }
-                Err(error) => {
-                    self.bytes.clear();
-                    return Err(error);
-                }
-            }
-        }
-        self.bytes.truncate(filled);
-        Ok(())
+        // Zeros, as which a block comes that cannot be read, are no frame.
+        let filled = blocks::fill(file, &mut self.bytes, at);
+        self.bytes.truncate(*filled.as_ref().unwrap_or(&0));
+        filled.map(|_| ())
     }
 
     /// The first frame at or behind `at`; damage before it is passed. None at the end of the file.

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use super::frame::{self, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, Index, ReadAt, Window};
+use super::frame::{self, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, Index, Window};
 use crate::log::{
     CRC_32C,
-    store::{EntrySeq, EpochId, StoredEntry},
+    store::{EntrySeq, EpochId, StoredEntry, blocks::ReadAt},
 };
 
 const EPOCH: EpochId = EpochId(EntrySeq(0));

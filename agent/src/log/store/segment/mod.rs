@@ -41,7 +41,6 @@ pub(crate) mod fuzz;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io,
     num::NonZeroU64,
@@ -55,7 +54,7 @@ use rustix::fs::{Advice, FallocateFlags};
 use super::{ENTRY_BYTES_MAX, EpochStore};
 use super::{
     EntrySeq, EpochId, StoredEntry,
-    disk::{PartFailure, ReadEpoch, WriteEpoch},
+    disk::{ReadEpoch, WriteEpoch},
     failure::Failure,
 };
 use frame::{FILE_HEADER_BYTES, Index, Window};
@@ -193,17 +192,10 @@ impl SegmentReader {
 }
 
 impl ReadEpoch for SegmentReader {
-    fn read(
-        &mut self,
-        from: EntrySeq,
-        limit_bytes: usize,
-        _: &BTreeSet<EntrySeq>,
-    ) -> Result<Vec<StoredEntry>, PartFailure> {
+    fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<Vec<StoredEntry>, Failure> {
         frame::read(&self.file, &mut self.window, &mut self.index, self.epoch, from, limit_bytes)
-            .map_err(|error| PartFailure { part: None, failure: Failure::of_io(error) })
+            .map_err(Failure::of_io)
     }
-
-    fn close(self: Box<Self>) {}
 }
 
 /// Gives back the room of an epoch, in the directory `path`, that was being written when the agent ended. On a disk that

@@ -3,11 +3,11 @@
 use std::{io, path::PathBuf};
 
 use super::{
-    frame::{FRAME_HEADER_BYTES, ReadAt},
+    frame::FRAME_HEADER_BYTES,
     fuzz::{self, Bytes},
     *,
 };
-use crate::log::store::ENTRY_BYTES_MAX;
+use crate::log::store::{ENTRY_BYTES_MAX, blocks::ReadAt};
 
 const EPOCH: EpochId = EpochId(EntrySeq(0));
 
@@ -48,7 +48,7 @@ fn a_segment_of_version_1_opens_and_is_still_what_is_written() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(FILE), &bytes).unwrap();
     let mut reader = SegmentReader::open(epoch, &dir.path().join(FILE)).unwrap();
-    let read = reader.read(EntrySeq(0), usize::MAX, &BTreeSet::new());
+    let read = reader.read(EntrySeq(0), usize::MAX);
     assert_eq!(read.ok(), Some(golden_entries()));
     // What is written is what the writer of an epoch writes.
     let dir = tempfile::tempdir().unwrap();
@@ -174,7 +174,7 @@ fn a_later_version_is_damage_and_a_damaged_header_is_not() {
         let frames = &file(EPOCH, &entries(3, 10))[FILE_HEADER_BYTES..];
         fs::write(dir.path().join(FILE), [header, frames].concat()).unwrap();
         let mut reader = SegmentReader::open(EPOCH, &dir.path().join(FILE))?;
-        Ok(reader.read(EntrySeq(0), usize::MAX, &BTreeSet::new()).ok().map(|read| read.len()))
+        Ok(reader.read(EntrySeq(0), usize::MAX).ok().map(|read| read.len()))
     };
     let header = frame::file_header(EPOCH);
     let mut later = header;

@@ -1,25 +1,12 @@
-//! One epoch in sled: trees of at most nine entries, so that sled never rewrites what it has written.
+//! An epoch as sled writes it: trees of at most nine entries, so that sled never rewrites what it has written.
 //!
 //! A tree is named `t` and the sequence number of its first entry, big-endian; keys are sequence numbers, big-endian,
 //! so that byte order is the order of the log.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
-use tempfile::TempDir;
+use std::{os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 
 use super::guard::{self, Opened};
-use crate::log::store::{
-    EntrySeq, StoredEntry,
-    dir::sync_files,
-    disk::{PartFailure, ReadEpoch, WriteEpoch},
-    failure::Failure,
-};
+use crate::log::store::{EntrySeq, StoredEntry, dir::sync_files, disk::WriteEpoch, failure::Failure};
 
 /// sled consolidates a leaf, that is writes all of it again, at its tenth change.
 const TREE_ENTRIES_MAX: usize = 9;
@@ -103,99 +90,6 @@ impl WriteEpoch for SledWriter {
     }
 }
 
-/// An epoch that is being read.
-#[derive(Debug)]
-pub(in crate::log::store) struct SledReader {
-    path: PathBuf,
-    timeout: Duration,
-    opened: Opened,
-    /// First entries of the trees, ascending.
-    trees: Vec<EntrySeq>,
-    /// The tree read last.
-    tree: Option<(EntrySeq, ::sled::Tree)>,
-    /// Where the files are, if not in the data directory.
-    copy: Option<TempDir>,
-}
-
-impl SledReader {
-    pub(in crate::log::store) fn open(path: &Path, timeout: Duration) -> Result<Self, Failure> {
-        // Of a missing file sled would make an empty Db.
-        if !fs::metadata(path.join(super::FILE)).map_err(Failure::of_io)?.is_file() {
-            return Err(Failure::Broken("db is no file".into()));
-        }
-        let opened = guard::open(path, timeout)?;
-        let names = match guard::call(|| Ok(opened.db.tree_names())) {
-            Ok(names) => names,
-            Err(failure) => {
-                guard::close(opened, path.into(), timeout);
-                return Err(failure);
-            }
-        };
-        let mut trees: Vec<EntrySeq> = names.iter().filter_map(|name| tree_first(name)).collect();
-        trees.sort_unstable();
-        Ok(Self { path: path.into(), timeout, opened, trees, tree: None, copy: None })
-    }
-
-    /// Opens a copy of the epoch in `memory_dir`, a file system in memory, for a disk that is so full that sled cannot
-    /// open there.
-    pub(in crate::log::store) fn open_in_memory(
-        path: &Path,
-        memory_dir: &Path,
-        timeout: Duration,
-    ) -> Result<Self, Failure> {
-        // That there is no copy says nothing about the epoch.
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failure::NoSpace,
-            _ => Failure::Transient(io::Error::other(format!("copy to {}: {error}", memory_dir.display()))),
-        };
-        let copy = tempfile::Builder::new().prefix("wayside-").tempdir_in(memory_dir).map_err(failed)?;
-        for name in ["conf", "db"] {
-            let from = path.join(name);
-            // sled makes a missing `conf` again.
-            if from.try_exists().map_err(failed)? {
-                fs::copy(&from, copy.path().join(name)).map_err(failed)?;
-            }
-        }
-        let reader = Self::open(copy.path(), timeout)?;
-        Ok(Self { copy: Some(copy), ..reader })
-    }
-}
-
-impl ReadEpoch for SledReader {
-    fn read(
-        &mut self,
-        from: EntrySeq,
-        limit_bytes: usize,
-        bad: &BTreeSet<EntrySeq>,
-    ) -> Result<Vec<StoredEntry>, PartFailure> {
-        let start = self.trees.partition_point(|first| *first <= from).saturating_sub(1);
-        let mut read = Vec::new();
-        let mut bytes = 0;
-        for &first in self.trees[start..].iter().filter(|first| !bad.contains(first)) {
-            if bytes >= limit_bytes && !read.is_empty() {
-                break;
-            }
-            let outcome = match &self.tree {
-                Some((open, tree)) if *open == first => Ok(tree.clone()),
-                _ => guard::call(|| self.opened.db.open_tree(tree_name(first))),
-            }
-            .and_then(|tree| {
-                let outcome = read_tree(&tree, from, limit_bytes, &mut bytes, &mut read);
-                self.tree = Some((first, tree));
-                outcome
-            });
-            if let Err(failure) = outcome {
-                return Err(PartFailure { part: Some(first), failure });
-            }
-        }
-        Ok(read)
-    }
-
-    fn close(self: Box<Self>) {
-        guard::close((self.tree, self.opened, self.copy), self.path, self.timeout);
-    }
-}
-
 fn read_tree(
     tree: &::sled::Tree,
     from: EntrySeq,
@@ -223,9 +117,4 @@ fn tree_name(first: EntrySeq) -> [u8; 9] {
     let mut name = [b't'; 9];
     name[1..].copy_from_slice(&first.0.to_be_bytes());
     name
-}
-
-fn tree_first(name: &[u8]) -> Option<EntrySeq> {
-    let digits = <[u8; 8]>::try_from(name.strip_prefix(b"t")?).ok()?;
-    Some(EntrySeq(u64::from_be_bytes(digits)))
 }

@@ -1,11 +1,11 @@
 //! Calls into sled: none of them may panic, hang or confuse the log.
 //!
-//! sled 0.34.7 panics on damage (`serialization.rs`, `segment.rs`, `tree.rs`) and in `Drop` (`logger.rs`), may block in
-//! open and drop after an I/O error, and reads a half-written snapshot as if it were whole. So every call is caught,
-//! and open and drop run on a thread of their own with a deadline.
+//! sled 0.34.7 panics on damage (`serialization.rs`, `segment.rs`, `tree.rs`) and in `Drop` (`logger.rs`), and may block in
+//! open and drop after an I/O error. So every call is caught, and open and drop run on a thread of their own with a
+//! deadline.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -21,11 +21,6 @@ pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
 
 /// sled's cache. It is not respected; what bounds memory is the size of an epoch.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-
-/// How often a lock that is still held is tried again, and with what pause: a Db that was dropped holds it until its
-/// last background job has ended.
-const LOCK_TRIES: u32 = 50;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 fn of_sled(error: ::sled::Error) -> Failure {
     match error {
@@ -64,7 +59,7 @@ pub(super) struct Opened {
     pub(super) file: File,
 }
 
-/// Opens the Db in `path` within `timeout`.
+/// Makes a Db in the empty directory `path` within `timeout`.
 pub(super) fn open(path: &Path, timeout: Duration) -> Result<Opened, Failure> {
     let path = path.to_path_buf();
     let opened = on_helper("log-open", timeout, move || open_here(&path));
@@ -72,58 +67,16 @@ pub(super) fn open(path: &Path, timeout: Duration) -> Result<Opened, Failure> {
 }
 
 fn open_here(path: &Path) -> Result<Opened, Failure> {
-    remove_named(path, |name| name.ends_with(".generating")).map_err(Failure::of_io)?;
-    let db = match open_unlocked(path) {
-        Err(Failure::Broken(reason)) => {
-            // Most likely the snapshot: without one, sled recovers by reading the whole log. Or `conf`, which is the same in
-            // every epoch and is written again where there is none.
-            tracing::warn!(
-                path = %path.display(),
-                reason,
-                "does not open; once more without its snapshots and settings"
-            );
-            remove_named(path, |name| name.starts_with("snap.") || name == "conf").map_err(Failure::of_io)?;
-            open_unlocked(path)?
-        }
-        result => result?,
-    };
-    let file = OpenOptions::new().write(true).open(path.join("db")).map_err(Failure::of_io)?;
+    let config = ::sled::Config::new()
+        .path(path)
+        .cache_capacity(CACHE_BYTES)
+        .segment_size(SEGMENT_BYTES)
+        // The flusher thread is what hangs on a full disk, and the log decides when to flush.
+        .flush_every_ms(None);
+    let db = call(|| config.open())?;
+    let file = OpenOptions::new().write(true).open(path.join(super::FILE)).map_err(Failure::of_io)?;
     sync_dir(path).map_err(Failure::of_io)?;
     Ok(Opened { db, file })
-}
-
-fn open_unlocked(path: &Path) -> Result<::sled::Db, Failure> {
-    let config = || {
-        ::sled::Config::new()
-            .path(path)
-            .cache_capacity(CACHE_BYTES)
-            .segment_size(SEGMENT_BYTES)
-            // The flusher thread is what hangs on a full disk, and the log decides when to flush.
-            .flush_every_ms(None)
-    };
-    for _ in 0..LOCK_TRIES {
-        match call(|| config().open()) {
-            Err(Failure::Locked) => thread::sleep(LOCK_PAUSE),
-            result => return result,
-        }
-    }
-    // A dead handle of this process that never ends. A copy of the file has no lock.
-    let copy = path.join("db.copy");
-    fs::copy(path.join("db"), &copy)
-        .and_then(|_| File::open(&copy)?.sync_all())
-        .and_then(|()| fs::rename(&copy, path.join("db")))
-        .map_err(Failure::of_io)?;
-    call(|| config().open())
-}
-
-fn remove_named(dir: &Path, doomed: impl Fn(&str) -> bool) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(&doomed) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Closes a Db by dropping `handles` (the Db and its trees, or all that is left of a dead one), waiting no longer than

@@ -97,29 +97,34 @@ fn a_hole_that_was_told_is_not_told_again_with_the_next_one() {
 
 #[test]
 fn a_checkpoint_tells_what_an_epoch_had_and_a_skip_that_nobody_can_know() {
-    let mut world = World::new(1, 1 << 20);
-    world.commit(&[("a", 0, 2)], false);
-    world.commit(&[("a", 0, 3)], false);
-    world.replicator.probe(true);
-    world.run_until_caught_up();
-    let lane = (stream("a"), PartitionId(0));
-    let lost = |first, end| LostEntries { first: EntrySeq(first), end: EntrySeq(end), reason: String::new() };
-    let checkpoint = |seq, next: &[i64], floor| KnownOffsets {
-        seq: EntrySeq(seq),
-        next: next.iter().map(|next| (lane.clone(), Offset(*next))).collect(),
-        floor: Offset(floor),
-    };
-    let outcome = ReadOutcome {
-        groups: Vec::new(),
-        next: EntrySeq(21),
-        lost: vec![lost(2, 10), lost(11, 20)],
-        checkpoints: vec![checkpoint(10, &[9], 0), checkpoint(20, &[], 8192 * 20)],
-    };
-    world.replicator.on_read(world.now, Some(outcome));
-    world.run_until_caught_up();
     let unknown =
         r#"{"reason":"damaged","count":null,"device":null,"stream":"a","partition":0,"first_offset":9}"#;
-    assert_eq!(world.gaps(), [damaged("a", 0, 5, 8), unknown.to_owned()]);
+    // Where the partition goes on is known, though others are beyond a floor, or it is not.
+    let cases: [(&[i64], String); 2] = [(&[11], damaged("a", 0, 9, 10)), (&[], unknown.to_owned())];
+    for (behind, told) in cases {
+        let mut world = World::new(1, 1 << 20);
+        world.commit(&[("a", 0, 2)], false);
+        world.commit(&[("a", 0, 3)], false);
+        world.replicator.probe(true);
+        world.run_until_caught_up();
+        let lane = (stream("a"), PartitionId(0));
+        let lost =
+            |first, end| LostEntries { first: EntrySeq(first), end: EntrySeq(end), reason: String::new() };
+        let checkpoint = |seq, next: &[i64], floor| KnownOffsets {
+            seq: EntrySeq(seq),
+            next: next.iter().map(|next| (lane.clone(), Offset(*next))).collect(),
+            floor: Offset(floor),
+        };
+        let outcome = ReadOutcome {
+            groups: Vec::new(),
+            next: EntrySeq(21),
+            lost: vec![lost(2, 10), lost(11, 20)],
+            checkpoints: vec![checkpoint(10, &[9], 0), checkpoint(20, behind, 8192 * 20)],
+        };
+        world.replicator.on_read(world.now, Some(outcome));
+        world.run_until_caught_up();
+        assert_eq!(world.gaps(), [damaged("a", 0, 5, 8), told]);
+    }
 }
 
 #[test]
