@@ -328,7 +328,7 @@ fn node_properties(id: usize, directory: &Path, ports: &[Ports]) -> String {
     let log_directory = log_directory.display();
     // Recordings are older than a week, the default retention. Few threads and few internal partitions: three nodes
     // share two cores with the agent under test. Topics are the agent's to create. The short session makes a killed leader's partitions move within seconds, and the short socket
-    // timeout makes the others notice soon that a paused controller does not answer.
+    // timeout makes the others notice soon that a paused controller does not answer. Topics that are to keep little are looked at often.
     format!(
         "\
 process.roles=broker,controller
@@ -354,6 +354,7 @@ num.network.threads=2
 num.io.threads=2
 log.cleaner.dedupe.buffer.size=4194304
 log.retention.ms=-1
+log.retention.check.interval.ms=10000
 broker.session.timeout.ms=6000
 controller.socket.timeout.ms=5000
 "

@@ -178,6 +178,12 @@ impl Owner {
         }
     }
 
+    /// What it owns.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
     /// When [`retry`](Self::retry) is due.
     fn retry_at(&self) -> Option<Monotonic> {
         self.unfinished.as_ref().map(|unfinished| unfinished.retry_at)

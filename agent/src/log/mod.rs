@@ -379,6 +379,12 @@ impl Log {
         }
     }
 
+    /// Bytes on the device of the epochs that begin before `seq`.
+    pub fn size_bytes_before(&self, seq: EntrySeq) -> u64 {
+        let before = self.epochs.iter().take_while(|epoch| epoch.0 < seq);
+        before.map(|epoch| self.store.epoch_size_bytes(*epoch)).sum()
+    }
+
     /// The offset of the next record that is appended to a partition.
     pub fn next_offset(&self, stream: StreamName, partition: PartitionId) -> Offset {
         self.offsets.next(&(stream, partition))

@@ -49,6 +49,14 @@ struct Stored {
     transaction: Option<u64>,
 }
 
+/// A partition, less what was consumed.
+#[derive(Debug, Default)]
+struct Held {
+    /// Offset of the first in `records`.
+    first: usize,
+    records: VecDeque<Stored>,
+}
+
 /// What was asked of the cluster and is not answered.
 #[derive(Debug)]
 enum Asked {
@@ -73,7 +81,7 @@ struct State {
     topics: BTreeMap<String, NonZeroU16>,
     wanted: VecDeque<(String, NonZeroU16)>,
     queues: BTreeMap<Place, VecDeque<Taken>>,
-    partitions: BTreeMap<Place, Vec<Stored>>,
+    partitions: BTreeMap<Place, Held>,
     reports: VecDeque<ClusterEvent>,
     restarts: u64,
     /// Number of the open transaction.
@@ -197,7 +205,7 @@ impl SimulatedBrokers {
     pub fn partitions(&self) -> BTreeMap<(String, PartitionId), Vec<Appended>> {
         let state = lock(&self.state);
         let committed = |stored: &&Stored| stored.transaction.is_none_or(|number| state.is_committed(number));
-        let seen = |held: &Vec<Stored>| held.iter().filter(committed).map(|s| s.appended.clone()).collect();
+        let seen = |held: &Held| held.records.iter().filter(committed).map(|s| s.appended.clone()).collect();
         state.partitions.iter().map(|(place, held)| (place.clone(), seen(held))).collect()
     }
 
@@ -206,10 +214,28 @@ impl SimulatedBrokers {
         let state = lock(&self.state);
         let place =
             |(topic, partition): &Place, appended: &Appended| (topic.clone(), *partition, appended.offset);
-        let stored =
-            state.partitions.iter().flat_map(|(at, held)| held.iter().map(|s| place(at, &s.appended)));
+        let stored = state
+            .partitions
+            .iter()
+            .flat_map(|(at, held)| held.records.iter().map(|s| place(at, &s.appended)));
         let queued = state.queues.iter().flat_map(|(at, taken)| taken.iter().map(|t| place(at, &t.appended)));
         stored.chain(queued).collect()
+    }
+
+    /// A `read_committed` consumer of everything reads on, in the order of each partition; the cluster keeps nothing of it.
+    pub fn consume(&self, mut seen: impl FnMut(PartitionId, Appended)) {
+        let mut state = lock(&self.state);
+        let mut partitions = std::mem::take(&mut state.partitions);
+        for ((_, partition), held) in &mut partitions {
+            let ended = |next: &mut Stored| next.transaction.is_none() || next.transaction != state.open;
+            while let Some(stored) = held.records.pop_front_if(ended) {
+                held.first += 1;
+                if stored.transaction.is_none_or(|number| state.is_committed(number)) {
+                    seen(*partition, stored.appended);
+                }
+            }
+        }
+        state.partitions = partitions;
     }
 
     /// The group's offsets expire.
@@ -264,8 +290,9 @@ impl State {
             None => {
                 let partition = self.partitions.entry(place.clone()).or_default();
                 for Taken { token, appended } in batch {
-                    let kafka_offset = i64::try_from(partition.len()).unwrap_or(i64::MAX);
-                    partition.push(Stored { appended, transaction: self.open });
+                    let kafka_offset =
+                        i64::try_from(partition.first + partition.records.len()).unwrap_or(i64::MAX);
+                    partition.records.push_back(Stored { appended, transaction: self.open });
                     self.reports.push_back(ClusterEvent::Delivered { token, kafka_offset });
                 }
             }
@@ -318,7 +345,8 @@ impl State {
             Some(Asked::Find(..)) if self.loses_records => ClusterEvent::Found(Presence::Unknown),
             Some(Asked::Find(place, kafka_offset)) => {
                 let index = usize::try_from(kafka_offset).unwrap_or(usize::MAX);
-                let found = self.partitions.get(&place).and_then(|held| held.get(index));
+                let held = self.partitions.get(&place);
+                let found = held.and_then(|held| held.records.get(index.checked_sub(held.first)?));
                 let number = found.and_then(|stored| stored.transaction);
                 let there = number.is_some_and(|number| self.is_committed(number));
                 ClusterEvent::Found(if there { Presence::Committed } else { Presence::Absent })

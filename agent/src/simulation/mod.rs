@@ -5,7 +5,7 @@
 //!   intake, group commit, the owner of the log, the log, the replicator; and the devices' end of the link.
 //! * Simulated behind traits: clock, entropy, disk ([`SimulatedDisk`](crate::log::store::simulated::SimulatedDisk)), Kafka
 //!   ([`SimulatedBrokers`](crate::replicate::simulated::SimulatedBrokers)).
-//! * Stepped instead of threaded: [`agent`] stands for the pipeline's threads and tasks; `simulated.rs` beside the sources for
+//! * Stepped instead of threaded: `stages` stands for the pipeline's threads and tasks; `simulated.rs` beside the sources for
 //!   their sockets.
 //!
 //! # Weather
@@ -24,6 +24,8 @@ mod broker;
 mod checker;
 mod clock;
 mod line;
+pub mod offline;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod world;

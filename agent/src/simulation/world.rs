@@ -62,17 +62,19 @@ impl Entropy for SimulatedEntropy {
     }
 }
 
-/// What outlives the agent and is used by it.
+/// What outlives the agent and is used by it, but for the disk.
 pub(super) struct Outside {
     pub(super) clock: Arc<SimulatedClock>,
-    pub(super) disk: SimulatedDisk,
-    pub(super) epoch_bytes: u64,
-    pub(super) limit_bytes: u64,
-    /// Records go to Kafka in transactions.
-    pub(super) transactions: bool,
     /// The cursor's file.
     pub(super) cursor: Option<Cursor>,
     pub(super) cluster: SimulatedCluster,
+}
+
+impl Outside {
+    /// A clock that is right, nothing sent, and a cluster.
+    pub(super) fn new(cluster: SimulatedCluster) -> Self {
+        Self { clock: Arc::new(SimulatedClock::new()), cursor: None, cluster }
+    }
 }
 
 /// Everything.
@@ -80,6 +82,11 @@ pub(super) struct World {
     rng: SmallRng,
     faults: Faults,
     outside: Outside,
+    disk: SimulatedDisk,
+    epoch_bytes: u64,
+    limit_bytes: u64,
+    /// Records go to Kafka in transactions.
+    transactions: bool,
     brokers: SimulatedBrokers,
     wire: Wire,
     broker: Broker,
@@ -93,24 +100,21 @@ impl World {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let mut rng = SmallRng::seed_from_u64(scenario.seed);
         let (cluster, brokers) = simulated::cluster(rng.random());
-        let clock = SimulatedClock::new();
+        let epoch_bytes = rng.random_range(1000..8000);
+        let limit_bytes = if rng.random_bool(0.3) { rng.random_range(8_000..30_000) } else { u64::MAX };
+        let outside = Outside::new(cluster);
         if scenario.faults.boot > 0 {
-            clock.boot();
+            outside.clock.boot();
         }
-        let outside = Outside {
-            clock: Arc::new(clock),
-            disk: SimulatedDisk::new(),
-            epoch_bytes: rng.random_range(1000..8000),
-            limit_bytes: if rng.random_bool(0.3) { rng.random_range(8_000..30_000) } else { u64::MAX },
-            transactions: scenario.transactions,
-            cursor: None,
-            cluster,
-        };
         let wire = Wire::new(&mut rng);
         Self {
             rng,
             faults: scenario.faults,
             outside,
+            disk: SimulatedDisk::new(),
+            epoch_bytes,
+            limit_bytes,
+            transactions: scenario.transactions,
             brokers,
             wire,
             broker: Broker::default(),
@@ -153,7 +157,7 @@ impl World {
 
     fn weather(&mut self) {
         let faults = self.faults;
-        let (disk, brokers) = (self.outside.disk.clone(), self.brokers.clone());
+        let (disk, brokers) = (self.disk.clone(), self.brokers.clone());
         if self.happens(faults.store_call) {
             disk.die_after(self.rng.random_range(0..12));
         }
@@ -211,7 +215,7 @@ impl World {
         self.outside.clock.sync(self.brokers.handed());
         self.faults = Faults::default();
         self.wire.noise = 0;
-        self.outside.disk.set_capacity_bytes(None);
+        self.disk.set_capacity_bytes(None);
         self.brokers.set_away(false);
         self.brokers.hold_reports(false);
         for topic in TOPICS {
@@ -227,7 +231,9 @@ impl World {
         self.outside.clock.advance(Duration::from_millis(ms));
         if self.agent.is_none() {
             let seed = self.rng.random();
-            self.agent = Agent::start(&mut self.outside, seed);
+            let store = Box::new(self.disk.open().with_epoch_bytes(self.epoch_bytes));
+            let (limit_bytes, transactions) = (self.limit_bytes, self.transactions);
+            self.agent = Agent::start(&mut self.outside, store, limit_bytes, transactions, seed);
             self.broker.disconnect();
         }
         for stage in 0..4 {
@@ -236,10 +242,10 @@ impl World {
             match stage {
                 0 => self.wire.talk(&mut self.rng, clock, &mut agent.port, &mut self.ledger),
                 1 => self.broker.talk(&mut self.rng, clock, &mut agent.session, &mut self.ledger),
-                2 => agent.commit(&self.outside),
-                _ => agent.replicate(&mut self.outside),
+                2 => agent.stages.commit(&self.outside),
+                _ => agent.stages.replicate(&mut self.outside),
             }
-            if self.outside.disk.is_dead() || self.happens(self.faults.crash) {
+            if self.disk.is_dead() || self.happens(self.faults.crash) {
                 self.crash();
             }
         }
@@ -250,10 +256,10 @@ impl World {
         self.agent = None;
         // Killed, the kernel writes what it has; without power some of it, by luck.
         if self.rng.random_bool(0.5) {
-            self.outside.disk.crash(usize::MAX);
+            self.disk.crash(usize::MAX);
             self.broker.kill(&mut self.ledger);
         } else {
-            self.outside.disk.crash(self.rng.random_range(0..3));
+            self.disk.crash(self.rng.random_range(0..3));
             self.broker.lose_last(&mut self.ledger);
         }
     }
@@ -266,12 +272,12 @@ impl World {
 
     fn is_settled(&mut self) -> bool {
         let quiet = self.wire.is_quiet() && self.broker.is_quiet();
-        quiet && self.agent.as_mut().is_some_and(Agent::is_caught_up)
+        quiet && self.agent.as_mut().is_some_and(|agent| agent.stages.is_caught_up())
     }
 
     fn why_not_settled(&mut self) -> String {
         let (line, broker) = (self.wire.is_quiet(), self.broker.is_quiet());
-        let kafka = self.agent.as_mut().map(Agent::is_caught_up);
+        let kafka = self.agent.as_mut().map(|agent| agent.stages.is_caught_up());
         format!("not settled: line {line}, broker {broker}, Kafka {kafka:?}")
     }
 }

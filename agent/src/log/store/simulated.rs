@@ -31,13 +31,28 @@ struct Epoch {
     synced: bool,
     /// It will not open.
     broken: bool,
+    /// Bytes of `entries`.
+    size_bytes: u64,
+}
+
+impl Epoch {
+    fn push(&mut self, seq: EntrySeq, bytes: &[u8]) {
+        self.size_bytes += bytes.len() as u64;
+        self.entries.push(StoredEntry { seq, bytes: bytes.to_vec() });
+    }
+
+    /// Entries were taken away.
+    fn shrink(&mut self) {
+        self.durable = self.durable.min(self.entries.len());
+        self.size_bytes = self.entries.iter().map(|entry| entry.bytes.len() as u64).sum();
+    }
 }
 
 #[derive(Debug, Default)]
 struct Disk {
     epochs: BTreeMap<EpochId, Epoch>,
     /// The epoch that is written again.
-    rewrite: Option<(EpochId, Vec<StoredEntry>)>,
+    rewrite: Option<(EpochId, Epoch)>,
     quarantined: BTreeSet<EpochId>,
     /// Fails the call after so many more.
     fault: Option<(u32, Fault)>,
@@ -51,9 +66,8 @@ struct Disk {
 
 impl Disk {
     fn size_bytes(&self) -> u64 {
-        let rewrite = self.rewrite.iter().flat_map(|(_, entries)| entries);
-        let entries = self.epochs.values().flat_map(|e| &e.entries).chain(rewrite);
-        entries.map(|entry| entry.bytes.len() as u64).sum()
+        let rewrite = self.rewrite.iter().map(|(_, epoch)| epoch);
+        self.epochs.values().chain(rewrite).map(|epoch| epoch.size_bytes).sum()
     }
 
     fn check(&mut self, epoch: EpochId, action: &str) -> Result<(), StoreError> {
@@ -118,6 +132,7 @@ impl SimulatedDisk {
         for epoch in disk.epochs.values_mut() {
             let kept = epoch.durable.saturating_add(keep).min(epoch.entries.len());
             epoch.entries.truncate(kept);
+            epoch.shrink();
         }
     }
 
@@ -174,7 +189,7 @@ impl SimulatedDisk {
         for epoch in disk.epochs.values_mut().rev() {
             if let Some(index) = epoch.entries.iter().position(|entry| entry.seq == seq) {
                 change(&mut epoch.entries, index);
-                epoch.durable = epoch.durable.min(epoch.entries.len());
+                epoch.shrink();
                 return true;
             }
         }
@@ -271,7 +286,7 @@ impl EpochStore for SimulatedStore {
                 return Err(StoreError::NoSpace { epoch });
             }
             let open = disk.epochs.get_mut(&epoch).expect("the open epoch is there");
-            open.entries.push(StoredEntry { seq, bytes: entry.to_vec() });
+            open.push(seq, entry);
             Ok(())
         })
     }
@@ -287,9 +302,8 @@ impl EpochStore for SimulatedStore {
 
     fn wants_roll(&self) -> bool {
         let disk = self.lock();
-        self.open.and_then(|epoch| disk.epochs.get(&epoch)).is_some_and(|epoch| {
-            epoch.entries.iter().map(|entry| entry.bytes.len() as u64).sum::<u64>() >= self.epoch_bytes
-        })
+        let open = self.open.and_then(|epoch| disk.epochs.get(&epoch));
+        open.is_some_and(|epoch| epoch.size_bytes >= self.epoch_bytes)
     }
 
     fn read(
@@ -304,7 +318,8 @@ impl EpochStore for SimulatedStore {
         };
         let mut read = Vec::new();
         let mut bytes = 0;
-        for entry in found.entries.iter().filter(|entry| entry.seq >= from) {
+        let first = found.entries.partition_point(|entry| entry.seq < from);
+        for entry in &found.entries[first..] {
             if bytes >= limit_bytes && !read.is_empty() {
                 break;
             }
@@ -318,16 +333,16 @@ impl EpochStore for SimulatedStore {
         let mut disk = self.lock();
         disk.rewrite = None;
         disk.check(epoch, "begin to rewrite")?;
-        disk.rewrite = Some((epoch, Vec::new()));
+        disk.rewrite = Some((epoch, Epoch::default()));
         Ok(())
     }
 
     fn append_rewrite(&mut self, seq: EntrySeq, entry: &[u8]) -> Result<(), StoreError> {
         let mut disk = self.lock();
-        let (epoch, mut entries) = disk.rewrite.take().expect("begun");
+        let (epoch, mut written) = disk.rewrite.take().expect("begun");
         disk.check(epoch, "rewrite")?;
-        entries.push(StoredEntry { seq, bytes: entry.to_vec() });
-        disk.rewrite = Some((epoch, entries));
+        written.push(seq, entry);
+        disk.rewrite = Some((epoch, written));
         if disk.capacity_bytes.is_some_and(|capacity| disk.size_bytes() > capacity) {
             disk.rewrite = None;
             return Err(StoreError::NoSpace { epoch });
@@ -337,11 +352,11 @@ impl EpochStore for SimulatedStore {
 
     fn finish_rewrite(&mut self, last: EpochId) -> Result<(), StoreError> {
         let mut disk = self.lock();
-        let (epoch, entries) = disk.rewrite.take().expect("begun");
+        let (epoch, written) = disk.rewrite.take().expect("begun");
         disk.check(epoch, "finish to rewrite")?;
         disk.epochs.retain(|id, _| *id < epoch || *id > last);
-        let durable = entries.len();
-        disk.epochs.insert(epoch, Epoch { entries, durable, synced: true, ..Epoch::default() });
+        let durable = written.entries.len();
+        disk.epochs.insert(epoch, Epoch { durable, synced: true, ..written });
         Ok(())
     }
 
@@ -365,9 +380,7 @@ impl EpochStore for SimulatedStore {
     }
 
     fn epoch_size_bytes(&self, epoch: EpochId) -> u64 {
-        let disk = self.lock();
-        let entries = disk.epochs.get(&epoch).into_iter().flat_map(|epoch| &epoch.entries);
-        entries.map(|entry| entry.bytes.len() as u64).sum()
+        self.lock().epochs.get(&epoch).map_or(0, |epoch| epoch.size_bytes)
     }
 
     fn size_bytes(&self) -> u64 {

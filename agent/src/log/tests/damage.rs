@@ -391,15 +391,19 @@ fn a_damaged_newest_epoch_makes_the_next_start_skip_ahead() {
 #[test]
 fn a_flipped_bit_in_the_last_entry_is_noticed_and_a_torn_one_is_not() {
     let whole = tempfile::tempdir().unwrap();
-    let newest = three_epochs(whole.path())[2];
+    let (mut log, _) = open_sled(whole.path());
+    commit(&mut log, 0..20);
+    // Of several sectors.
+    let last = commit(&mut log, 20..420)[0].seq;
+    drop(log);
     for torn in [false, true] {
         let dir = copy_of(whole.path());
-        let path = db(dir.path(), newest);
+        let path = db(dir.path(), EpochId(EntrySeq(0)));
         let mut bytes = fs::read(&path).unwrap();
-        let key = [&[8][..], &32_u64.to_be_bytes()].concat();
+        let key = [&[8][..], &last.0.to_be_bytes()].concat();
         let at = bytes.windows(9).position(|window| window == key).unwrap();
         if torn {
-            bytes[at + 50..].fill(0);
+            bytes[(at + 50).next_multiple_of(512)..].fill(0);
         } else {
             bytes[at + 50] ^= 1;
         }

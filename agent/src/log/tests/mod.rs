@@ -1,5 +1,6 @@
 //! The log as a whole: over the simulated engine, where everything can go wrong, and over those on a disk.
 
+mod bounds;
 mod compact;
 mod damage;
 mod format;
