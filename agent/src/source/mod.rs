@@ -3,6 +3,7 @@
 //! Each source is one task that owns its connection, and answers its device only for an
 //! [`Acknowledgement`](crate::intake::Acknowledgement).
 
+mod answered;
 pub mod backoff;
 pub mod http;
 pub mod listener;

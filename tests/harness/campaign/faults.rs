@@ -115,7 +115,7 @@ fn network(site: &mut Site, chance: &mut SmallRng) {
     // The serial line goes on: whatever the network does, what comes is stored and answered.
     site.wait_commit(commits);
     if chance.random() {
-        site.links(uplink, false).iter().for_each(|link| link.cut());
+        failing.iter().for_each(|link| link.cut());
     }
     failing.iter().for_each(|link| link.set(Flow::Open, Flow::Open));
 }

@@ -342,6 +342,8 @@ impl Broker {
             if let Some(session) = self.connections[key].session() {
                 self.sessions[session].will = None;
             }
+            // It is waited for until it has read them.
+            self.connections[key].forget_answered();
             self.end(now, key, refused(Reason::ServerShuttingDown, "the agent stops"), store);
         }
         self.refusals.clear();
@@ -513,6 +515,7 @@ impl Broker {
             }
             _ => self.publish_will(now, session, store),
         }
+        self.note_window(session);
         if self.sessions[session].expiry.is_zero() {
             self.forget(session);
         } else {

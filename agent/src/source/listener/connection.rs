@@ -22,6 +22,7 @@ use crate::{
     env::Monotonic,
     intake::{Acknowledgement, Ticket, Unacknowledged},
     log::CRC_32C,
+    source::answered::Answered,
 };
 
 /// Topic aliases that a client may set. Each keeps a topic in memory.
@@ -41,7 +42,7 @@ pub(super) const WRONG_PASSWORD: PacketError =
 const BURST: Duration = Duration::from_secs(1);
 
 /// Messages of a session by packet id, with the digest of each, that must not be stored again: those of QoS 2 until PUBREL, and
-/// those that a broken connection left unanswered.
+/// those of a broken connection that were not answered, or answered last: the client may not have read it.
 pub(super) type Known = BTreeMap<u16, Seen>;
 
 /// A message that was stored, or was on its way to be.
@@ -51,6 +52,8 @@ pub(super) struct Seen {
     pub(super) digest: u32,
     /// It is from before a restart, and may have been answered since it was noted.
     pub(super) restored: bool,
+    /// It was answered by PUBACK, which may have gone with the connection.
+    pub(super) answered: bool,
 }
 
 /// What it takes to answer a PUBLISH of QoS 1 or 2.
@@ -131,6 +134,10 @@ pub(super) struct Connection {
     /// PUBACKs and PUBRECs that wait for their commit, in PUBLISH order.
     waiting: Unacknowledged<Answer>,
     last_ticket: Ticket,
+    /// Messages of QoS 1 that were answered.
+    answered: Answered,
+    /// Messages came since the last acknowledgement that were not sent before.
+    goes_on: bool,
     /// Messages of QoS 2 of this connection that were answered by PUBREC and not released yet: they count as credit used.
     unreleased: usize,
     receive_maximum: usize,
@@ -173,6 +180,8 @@ impl Connection {
             packet_bytes: 0,
             waiting: Unacknowledged::default(),
             last_ticket: Ticket::default(),
+            answered: Answered::new(config.receive_maximum.into()),
+            goes_on: false,
             unreleased: 0,
             receive_maximum: config.receive_maximum.into(),
             packet_bytes_max: config.max_packet_bytes,
@@ -312,7 +321,17 @@ impl Connection {
             reason: Reason::Success,
             place: None,
         };
-        let before = known.remove(&publish.packet_id);
+        if !publish.dup {
+            self.goes_on = true;
+            self.answered.is_given_anew(publish.packet_id, digest);
+        }
+        let answered = self.answered.get(publish.packet_id).map(|digest| Seen {
+            digest,
+            restored: false,
+            answered: true,
+        });
+        let before =
+            known.remove(&publish.packet_id).or(answered.filter(|_| publish.qos == Qos::AtLeastOnce));
         // A client that lost its memory gives an id to another message: only one that is equal is a repetition, and with QoS 1,
         // where the id is free after PUBACK, only one that says so.
         let repeated = before.is_some_and(|seen| {
@@ -320,7 +339,7 @@ impl Connection {
             seen.digest == digest && (publish.dup || certain)
         });
         if publish.qos == Qos::ExactlyOnce {
-            self.remember(known, publish.packet_id, digest);
+            self.remember(known, publish.packet_id, digest, false);
         }
         if repeated {
             let under_way = self.waiting.iter().any(|waiting| waiting.packet_id == publish.packet_id);
@@ -356,6 +375,11 @@ impl Connection {
         dropped: &BTreeSet<Place>,
         known: &mut Known,
     ) {
+        self.answered.begin();
+        if std::mem::take(&mut self.goes_on) {
+            // What was to come again came before what is new (MQTT-4.4.0-1, MQTT-4.6.0-1).
+            known.retain(|_, seen| !seen.answered);
+        }
         let mut waiting = std::mem::take(&mut self.waiting);
         for answer in waiting.release(acknowledgement) {
             let is_dropped = answer.place.is_some_and(|place| dropped.contains(&place));
@@ -368,7 +392,7 @@ impl Connection {
     }
 
     fn write(&mut self, answer: Answer, known: &mut Known) {
-        let Answer { packet_id, qos, reason, .. } = answer;
+        let Answer { packet_id, qos, reason, digest, .. } = answer;
         if qos == Qos::ExactlyOnce {
             packet::pubrec(&mut self.out, self.version, packet_id, reason);
             if reason == Reason::Success || self.version == MqttVersion::V3 {
@@ -378,6 +402,10 @@ impl Connection {
             }
         } else {
             packet::puback(&mut self.out, self.version, packet_id, reason);
+            // Of what it may not publish nothing was stored.
+            if reason != Reason::NotAuthorized {
+                self.answered.push(packet_id, digest);
+            }
         }
     }
 
@@ -393,22 +421,30 @@ impl Connection {
         packet::pubcomp(&mut self.out, self.version, packet_id, reason);
     }
 
-    /// The connection ends: what has no answer yet will come again, and must be known then.
+    /// The connection ends: what has no answer yet will come again, and must be known then; so may what was answered last.
     pub(super) fn close(&mut self, known: &mut Known) {
+        for (packet_id, digest) in self.answered.take() {
+            self.remember(known, packet_id, digest, true);
+        }
         for answer in std::mem::take(&mut self.waiting).abandon() {
-            self.remember(known, answer.packet_id, answer.digest);
+            self.remember(known, answer.packet_id, answer.digest, false);
         }
         self.tail = BytesMut::new();
         self.phase = Phase::Closing;
     }
 
+    /// What was answered will not come again.
+    pub(super) fn forget_answered(&mut self) {
+        self.answered.take();
+    }
+
     /// Keeps no more ids than two connections can leave behind: a client that never releases its own costs no memory, and may see
     /// a message stored twice.
-    fn remember(&self, known: &mut Known, packet_id: u16, digest: u32) {
+    fn remember(&self, known: &mut Known, packet_id: u16, digest: u32, answered: bool) {
         while known.len() >= 2 * self.receive_maximum {
             known.pop_first();
         }
-        known.insert(packet_id, Seen { digest, restored: false });
+        known.insert(packet_id, Seen { digest, restored: false, answered });
     }
 
     /// Why the connection has to end now, if so.
@@ -445,9 +481,9 @@ impl Connection {
         self.in_flight() >= self.receive_maximum && !self.waiting.is_empty()
     }
 
-    /// What is stored, or on its way to be, and has no answer.
+    /// What is stored, or on its way to be, and has no answer, or one that the client may not have read.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = (u16, u32)> {
-        self.waiting.iter().map(|answer| (answer.packet_id, answer.digest))
+        self.answered.latest().chain(self.waiting.iter().map(|answer| (answer.packet_id, answer.digest)))
     }
 
     /// Messages without their PUBACK or PUBREC.

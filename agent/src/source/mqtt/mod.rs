@@ -28,7 +28,6 @@
 //! * **Shutdown**: read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
 //!   The session stays at the broker.
 
-mod answered;
 mod connection;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;

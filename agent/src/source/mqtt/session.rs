@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::{
-    answered::Answered,
     memory::Noting,
     wire::{Publish, Writer},
 };
@@ -13,7 +12,7 @@ use crate::{
     env::Monotonic,
     intake::{Acknowledgement, Ticket, Unacknowledged},
     log::CRC_32C,
-    source::window::Window,
+    source::{answered::Answered, window::Window},
 };
 
 /// Unacknowledged messages at which a broker with MQTT 3.1.1 may hold back: Mosquitto's `max_inflight_messages`.
@@ -112,7 +111,7 @@ impl Deliveries {
             // What was to come again comes before all else (MQTT-4.4.0-1, MQTT-4.6.0-1): this session's has come.
             self.is_noted_anew |= !self.before.is_empty();
             self.before.clear();
-            self.is_noted_anew |= self.answered.is_given_anew(packet_id);
+            self.is_noted_anew |= self.answered.is_given_anew(packet_id, digest);
             return Arrival::New(Some(answer));
         }
         // The id alone proves nothing if the broker went back to an old state of its own: only a message that claims to

@@ -127,7 +127,7 @@ impl Broker {
                 // `w` comes behind `s`.
                 WINDOW => {
                     let Some(session) = self.clients.get(name) else { continue };
-                    let seen = |digest| Seen { digest, restored: true };
+                    let seen = |digest| Seen { digest, restored: true, answered: false };
                     let window = window::decode(value).into_iter();
                     self.sessions[*session].known = window.map(|(id, digest)| (id, seen(digest))).collect();
                 }

@@ -1,7 +1,7 @@
 //! What a restart brings back.
 
 use super::*;
-use crate::log::Remembered;
+use crate::{log::Remembered, source::window};
 
 /// What a commit makes durable with the messages taken so far.
 pub(super) fn note(bench: &mut Bench, remembered: &mut Remembered) {
@@ -82,20 +82,65 @@ fn an_equal_message_that_is_no_repetition_is_stored_after_a_crash() {
 }
 
 #[test]
-fn what_was_answered_is_forgotten_with_the_next_commit() {
+fn what_was_answered_is_forgotten_with_the_acknowledgement_behind_it() {
     let (mut bench, mut remembered) = (Bench::new(config()), Remembered::new());
     let (key, _) = bench.connect(&connect("device", false));
+    let mut known = |bench: &mut Bench| {
+        note(bench, &mut remembered);
+        let window = remembered.get(&b"wdevice"[..]).map(|window| window::decode(window));
+        window.unwrap_or_default().into_keys().collect::<Vec<_>>()
+    };
     bench.send(key, &publish(0x32, "room/1", 7, "a"));
     bench.send(key, &publish(0x34, "room/1", 8, "b"));
-    note(&mut bench, &mut remembered);
-    let notes = remembered.len();
+    assert_eq!(known(&mut bench), [7, 8]);
     bench.commit();
     assert!(!bench.broker.has_news(), "no commit of its own for that");
-    note(&mut bench, &mut remembered);
-    assert_eq!(remembered.len(), notes, "PUBREL has not come");
+    assert_eq!(known(&mut bench), [7, 8], "the answers may not arrive; and PUBREL has not come");
     bench.send(key, &[0x62, 2, 0, 8]);
+    bench.send(key, &publish(0x32, "room/1", 9, "c"));
+    assert_eq!(known(&mut bench), [7, 9]);
+    bench.commit();
+    assert_eq!(known(&mut bench), [9]);
+}
+
+#[test]
+fn a_message_whose_answer_went_with_the_connection_is_stored_once() {
+    let (mut bench, mut remembered) = (Bench::new(config()), Remembered::new());
+    let (key, _) = bench.connect(&connect("device", false));
+    for (id, payload) in [(1, "a"), (2, "b"), (3, "c")] {
+        bench.send(key, &publish(0x32, "room/1", id, payload));
+        bench.commit();
+    }
+    // It has read the first answer alone.
+    bench.lose(key);
     note(&mut bench, &mut remembered);
-    assert_eq!(remembered.len(), notes - 1);
+    for crashed in [false, true] {
+        let mut restarted = restart(&remembered);
+        let next = if crashed { &mut restarted } else { &mut bench };
+        let (key, _) = next.connect(&connect("device", false));
+        next.send(key, &publish(0x3a, "room/1", 2, "b"));
+        next.send(key, &publish(0x3a, "room/1", 3, "c"));
+        next.send(key, &publish(0x32, "room/1", 4, "d"));
+        next.commit();
+        assert_eq!(next.output(key), [0x40, 2, 0, 2, 0x40, 2, 0, 3, 0x40, 2, 0, 4]);
+        let before = if crashed { &[][..] } else { &["a", "b", "c"] };
+        assert_eq!(next.payloads(), [before, &["d"]].concat());
+    }
+}
+
+/// A device whose readings are equal, and that has few ids: one that is lost on its way and comes as a repetition is no repetition.
+#[test]
+fn a_device_that_gives_an_id_to_an_equal_message_loses_none() {
+    let mut bench = Bench::new(config());
+    let (key, _) = bench.connect(&connect("device", false));
+    for _ in 0..2 {
+        bench.send(key, &publish(0x32, "room/1", 1, "open"));
+        bench.commit();
+    }
+    bench.lose(key);
+    let (key, _) = bench.connect(&connect("device", false));
+    bench.send(key, &publish(0x3a, "room/1", 1, "open"));
+    assert_eq!(bench.payloads(), ["open", "open", "open"]);
 }
 
 #[test]

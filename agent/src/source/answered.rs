@@ -1,5 +1,5 @@
-//! Messages of QoS 1 that were answered. There is nothing behind PUBACK: whether the broker has read it shows when it gives the
-//! packet id to another message. Until then it may send the message again.
+//! Messages of QoS 1 that were answered. There is nothing behind PUBACK: whether their sender, a broker or a device, has read it
+//! shows when it gives the packet id to another message. Until then it may send the message again.
 
 use std::collections::VecDeque;
 
@@ -7,28 +7,29 @@ use crate::source::window::Window;
 
 /// The latest of one connection.
 ///
-/// Brokers count their packet ids up, and an id comes back 65 535 messages later. One that gives an id out again while it is
-/// still remembered here is taken at its word: an equal message under it may be a new one, and nothing is remembered any more.
+/// A sender that gives an id to another message has read the PUBACK before it, and the other message takes its place here. One
+/// that gives it to an equal message may do so again where the message is lost on its way and comes as a repetition; it would pass
+/// for the one before. So from then on nothing is remembered: twice is better than never.
 #[derive(Debug)]
 pub(super) struct Answered {
     digests: Window,
     order: VecDeque<u16>,
-    /// Most that are remembered: as many as the broker may have without an answer.
+    /// Most that are remembered: as many as the sender may have without an answer.
     max: usize,
     /// How many belong to the last acknowledgement.
     latest: usize,
-    ids_recur: bool,
+    repeats_itself: bool,
 }
 
 impl Answered {
-    /// None yet, of a broker that may have `receive_maximum` messages unacknowledged.
+    /// None yet, of a sender that may have `receive_maximum` messages unacknowledged.
     pub(super) fn new(receive_maximum: usize) -> Self {
         Self {
             digests: Window::new(),
             order: VecDeque::new(),
             max: receive_maximum,
             latest: 0,
-            ids_recur: false,
+            repeats_itself: false,
         }
     }
 
@@ -39,7 +40,7 @@ impl Answered {
 
     /// A message was answered.
     pub(super) fn push(&mut self, packet_id: u16, digest: u32) {
-        if self.ids_recur {
+        if self.repeats_itself {
             return;
         }
         if self.digests.insert(packet_id, digest).is_some() {
@@ -65,14 +66,15 @@ impl Answered {
         latest.filter_map(|id| Some((*id, self.get(*id)?)))
     }
 
-    /// The broker has given `packet_id` to a new message. True if that makes others be forgotten.
-    pub(super) fn is_given_anew(&mut self, packet_id: u16) -> bool {
-        let recurs = self.digests.contains_key(&packet_id);
-        if recurs {
-            self.ids_recur = true;
+    /// The sender has given `packet_id` to a new message. True if messages are forgotten for that.
+    pub(super) fn is_given_anew(&mut self, packet_id: u16, digest: u32) -> bool {
+        let Some(before) = self.digests.remove(&packet_id) else { return false };
+        self.order.retain(|id| *id != packet_id);
+        if before == digest {
+            self.repeats_itself = true;
             self.take();
         }
-        recurs
+        true
     }
 
     /// Takes all: the connection has ended.
