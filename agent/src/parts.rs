@@ -1,6 +1,6 @@
 //! What the pipeline is joined from: the system's own parts in production, others in a simulation.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use tracing::warn;
 
@@ -87,8 +87,7 @@ impl Parts {
             sources.push(Box::new(Mqtt { config: mqtt.clone(), record_bytes_max }));
         }
         for listener in &config.listener {
-            let (config, window) = (listener.clone(), config.commit.window);
-            sources.push(Box::new(MqttListener { config, record_bytes_max, window }));
+            sources.push(Box::new(MqttListener { config: listener.clone(), record_bytes_max }));
         }
         for serial in &config.serial {
             sources.push(Box::new(Serial { config: serial.clone(), record_bytes_max }));
@@ -126,7 +125,6 @@ impl Source for Mqtt {
 struct MqttListener {
     config: Listener,
     record_bytes_max: usize,
-    window: Duration,
 }
 
 impl Source for MqttListener {
@@ -135,7 +133,7 @@ impl Source for MqttListener {
     }
 
     fn run(self: Box<Self>, context: SourceContext) -> SourceFuture {
-        Box::pin(source::listener::run(self.config, self.record_bytes_max, self.window, context))
+        Box::pin(source::listener::run(self.config, self.record_bytes_max, context))
     }
 }
 

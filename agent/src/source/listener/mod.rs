@@ -20,8 +20,7 @@
 //! * **Storms**: connections are accepted at `connects_per_second`. At `max_half_open` of them without a CONNECT, the oldest goes
 //!   for the next one, once it had a second.
 //! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
-//! * **Pace**: what comes before the window of the last commit is over waits for its end, so that sockets are read once a window and
-//!   not for each message.
+//! * **Pace**: while rounds follow each other within 10 ms, sockets are read every 5 ms and not for each message.
 //! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
 
 pub mod access;
@@ -70,7 +69,7 @@ use self::{
     peer::{Buffers, Came, Peer, Sent},
     questions::QuestionId,
     ready::Ready,
-    stage::{Group, Stage},
+    stage::Stage,
 };
 use super::SourceContext;
 use crate::{
@@ -91,15 +90,11 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Time between two looks at what lives for a limited time: keep-alives, sessions, wills.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Rounds of reading that bring no records, and those of clients that cannot go on, are spaced by [`READ_PAUSE`] if they follow
-/// each other faster than this.
+/// Rounds of reading that follow each other faster than this are spaced by [`READ_PAUSE`].
 const BUSY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Pause between such rounds: a fraction of a commit window, and many packets per system call.
+/// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
 const READ_PAUSE: Duration = Duration::from_millis(5);
-
-/// Longest pause between rounds, however long the window of a commit is: a socket's buffer fills, and not all waits for a commit.
-const READ_PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// Connections that are accepted before those that are there are served.
 const ACCEPT_BATCH: usize = 64;
@@ -121,8 +116,8 @@ const INCOMPLETE_BYTES_MAX: usize = 8 << 20;
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// Runs the source until `context.shutdown`, or until the pipeline ends. Records larger than `record_bytes_max` become
-/// dead letters; commits are `window` apart.
-pub async fn run(config: Listener, record_bytes_max: usize, window: Duration, context: SourceContext) {
+/// dead letters.
+pub async fn run(config: Listener, record_bytes_max: usize, context: SourceContext) {
     let router = match Router::new(&config.name, &config.routes, record_bytes_max) {
         Ok(router) => router,
         Err(error) => {
@@ -147,7 +142,6 @@ pub async fn run(config: Listener, record_bytes_max: usize, window: Duration, co
         clock,
         config,
         connects,
-        window,
         peers: Slab::new(),
         ready: Ready::default(),
         waiting: Vec::new(),
@@ -176,38 +170,12 @@ type Room = Option<Pin<Box<dyn Future<Output = Result<Reservation, IntakeClosed>
 /// The password that is checked now, and what comes of it.
 type CheckUnderWay = Option<JoinHandle<(ConnectionKey, QuestionId, bool)>>;
 
-/// What a round of reading came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Round {
-    /// There is more to read.
-    CutShort,
-    /// A client has all its credit in flight: it cannot go on before the commit.
-    Urgent,
-    /// Records, which wait for a commit.
-    Gathered,
-    /// Nothing that waits.
-    Idle,
-}
-
-impl Round {
-    /// How long the next round waits, if the one before was so long ago and commits are `window` apart.
-    fn pause(self, since_last: Duration, window: Duration) -> Duration {
-        match self {
-            Self::Gathered => window.min(READ_PAUSE_MAX),
-            Self::Urgent | Self::Idle if since_last < BUSY_INTERVAL => READ_PAUSE,
-            Self::Urgent | Self::Idle | Self::CutShort => Duration::ZERO,
-        }
-    }
-}
-
 struct Server {
     config: Listener,
     broker: Broker,
     stage: Stage,
     clock: Arc<dyn crate::env::Clock>,
     connects: Pace,
-    /// Shortest time between two commits.
-    window: Duration,
     peers: Slab<Peer>,
     ready: Ready,
     /// Keys of the round that was cut short because the group was full.
@@ -296,8 +264,11 @@ impl Server {
                 }
                 () = self.ready.wait(), if now >= read_at => {
                     let now = self.clock.monotonic();
-                    let pause = self.round(now, serving)?.pause(now.since(round_at), self.window);
-                    (read_at, round_at) = (now + pause, now);
+                    self.round(now, serving)?;
+                    if now.since(round_at) < BUSY_INTERVAL {
+                        read_at = now + READ_PAUSE;
+                    }
+                    round_at = now;
                     // The other tasks of this thread: the commit, for one.
                     tokio::task::yield_now().await;
                 }
@@ -342,7 +313,7 @@ impl Server {
     }
 
     /// Serves the connections that are ready.
-    fn round(&mut self, now: Monotonic, serving: bool) -> Result<Round, IntakeClosed> {
+    fn round(&mut self, now: Monotonic, serving: bool) -> Result<(), IntakeClosed> {
         self.stage.received = self.clock.wall();
         let mut keys = std::mem::take(&mut self.waiting);
         let mut woken = Vec::new();
@@ -364,13 +335,6 @@ impl Server {
                 break;
             }
         }
-        let Group { records, size_bytes, .. } = &self.stage.group;
-        let outcome = match () {
-            () if !self.waiting.is_empty() || *size_bytes >= GROUP_BYTES => Round::CutShort,
-            () if urgent => Round::Urgent,
-            () if records.is_empty() => Round::Idle,
-            () => Round::Gathered,
-        };
         self.settle(now)?;
         if urgent {
             self.stage.intake.urge();
@@ -378,7 +342,7 @@ impl Server {
         if !self.waiting.is_empty() && self.room.is_none() {
             self.ready.again();
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// Reads what came on `key`, as long as it may be read. Returns whether its client has all its credit in flight.

@@ -234,7 +234,7 @@ fn files_decide_about_clients_and_new_ones_need_no_restart() {
             ..config()
         };
         let running = config.clone();
-        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, WINDOW, context));
+        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
         let mut nobody = Device::connect(&config, "nobody").await;
         nobody.send(&publish_v3(0x32, "room/1", 1, "a")).await;
         assert_eq!(nobody.read::<4>().await, [0x40, 2, 0, 1]);
@@ -285,7 +285,7 @@ fn nobody_is_let_in_before_the_files_are_good() {
         let listen = free_address();
         let config = Listener { listen, password_file: Some(passwords.clone()), ..config() };
         let running = config.clone();
-        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, WINDOW, context));
+        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
         let missing = |state: &crate::source::metrics::SourceState| {
             state
                 .error

@@ -10,7 +10,6 @@ mod sockets;
 use std::time::Duration;
 
 use super::{
-    READ_PAUSE, READ_PAUSE_MAX, Round,
     access::{Access, Configured},
     broker::{Broker, ConnectionKey, Incoming, Store},
     connection::Connection,
@@ -22,9 +21,6 @@ use crate::{
     intake::{Acknowledgement, Ticket},
     record::StreamName,
 };
-
-/// Commits are so far apart.
-const WINDOW: Duration = Duration::from_millis(20);
 
 /// What the tests listen with.
 fn config() -> Listener {
@@ -57,19 +53,6 @@ fn config() -> Listener {
             decode: RouteDecode::Raw { stream, device_topic: "room/{device}".into() },
             value: Value::Raw,
         }],
-    }
-}
-
-#[test]
-fn sockets_are_read_once_a_window_while_records_come_and_at_once_where_more_is_there() {
-    let long_ago = Duration::from_secs(1);
-    let just_now = Duration::from_millis(1);
-    assert_eq!(Round::Gathered.pause(long_ago, WINDOW), WINDOW);
-    assert_eq!(Round::Gathered.pause(just_now, Duration::from_secs(1)), READ_PAUSE_MAX);
-    assert_eq!(Round::CutShort.pause(just_now, WINDOW), Duration::ZERO);
-    for round in [Round::Urgent, Round::Idle] {
-        assert_eq!(round.pause(long_ago, WINDOW), Duration::ZERO);
-        assert_eq!(round.pause(just_now, WINDOW), READ_PAUSE);
     }
 }
 

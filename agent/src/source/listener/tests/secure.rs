@@ -74,7 +74,7 @@ fn start(change: impl FnOnce(&Files, &mut Listener)) -> (Files, Listener, FakePi
     let mut config = Listener { listen: free_address(), tls, max_packet_bytes: 256 * 1024, ..config() };
     change(&files, &mut config);
     let running = config.clone();
-    let pipeline = FakePipeline::start(1 << 20, |context| run(running, 512 * 1024, WINDOW, context));
+    let pipeline = FakePipeline::start(1 << 20, |context| run(running, 512 * 1024, context));
     (files, config, pipeline)
 }
 

@@ -64,7 +64,7 @@ impl Device {
 fn start(intake_bytes: usize) -> (Listener, FakePipeline) {
     let config = Listener { listen: free_address(), ..config() };
     let running = config.clone();
-    (config, FakePipeline::start(intake_bytes, |context| run(running, 64 * 1024, WINDOW, context)))
+    (config, FakePipeline::start(intake_bytes, |context| run(running, 64 * 1024, context)))
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn what_a_policy_drops_is_told_to_the_client_that_sent_it() {
     on_one_thread(async {
         let config = Listener { listen: free_address(), tells_drops: true, ..config() };
         let running = config.clone();
-        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, WINDOW, context));
+        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
         let mut device = Device::open(&config).await;
         device.send(&connect_with("c", 2, &[], &[])).await;
         let [_, rest_bytes] = device.read::<2>().await;
@@ -307,7 +307,7 @@ fn an_address_that_is_taken_is_told_and_tried_again() {
         let taken = tokio::net::TcpListener::bind(address).await.expect("binds");
         assert_eq!(reach(&config).await.as_deref(), Ok("in use, as by an agent that runs"));
         let running = config.clone();
-        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, WINDOW, context));
+        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
         pipeline
             .state("an error", |state| state.error.as_deref().is_some_and(|e| e.contains("cannot listen")))
             .await;
@@ -324,7 +324,7 @@ fn a_storm_of_connections_waits_and_all_are_served() {
             Listener { max_connections: 1000, connects_per_second: 100, max_half_open: 4, ..config() };
         let config = Listener { listen: free_address(), ..limits };
         let running = config.clone();
-        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, WINDOW, context));
+        let pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
         Device::connect(&config, "first").await;
         let storm = (0..150).map(|n| {
             let config = config.clone();
@@ -343,7 +343,7 @@ fn a_client_over_its_rate_is_held_back_counted_and_loses_nothing() {
     on_one_thread(async {
         let config = Listener { listen: free_address(), client_messages_per_second: 50, ..config() };
         let running = config.clone();
-        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, WINDOW, context));
+        let mut pipeline = FakePipeline::start(1 << 20, |context| run(running, 64 * 1024, context));
         let mut device = Device::connect(&config, "c").await;
         for n in 0..80 {
             device.send(&packet(0x30, &[text("room/1"), n.to_string().into_bytes()].concat())).await;
