@@ -47,6 +47,8 @@ struct World {
     brokers: SimulatedBrokers,
     durable: Option<Cursor>,
     disk_takes_writes: bool,
+    /// How often the agent was restarted.
+    lives: u64,
     /// In the other half of the file.
     before: Option<Cursor>,
     settings: Settings,
@@ -82,12 +84,13 @@ impl World {
             first: EntrySeq(0),
             log_end: EntrySeq(0),
             offsets: BTreeMap::new(),
-            replicator: replicator(settings.clone(), None, &LogEnd::default(), metrics.clone()),
+            replicator: replicator(settings.clone(), None, &LogEnd::default(), metrics.clone(), 0),
             metrics,
             cluster,
             brokers,
             durable: None,
             disk_takes_writes: true,
+            lives: 0,
             before: None,
             settings,
             now: Monotonic::default(),
@@ -272,7 +275,9 @@ impl World {
         let log_end = LogEnd { first: self.first, next: self.log_end, offsets: self.offsets() };
         let cursor = self.durable.as_ref();
         self.settings.held = Held::new(cursor.map_or(EntrySeq(0), |cursor| cursor.begun));
-        self.replicator = replicator(self.settings.clone(), cursor, &log_end, self.metrics.clone());
+        self.lives += 1;
+        self.replicator =
+            replicator(self.settings.clone(), cursor, &log_end, self.metrics.clone(), self.lives);
     }
 
     fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -348,10 +353,11 @@ fn replicator(
     cursor: Option<&Cursor>,
     log_end: &LogEnd,
     metrics: ReplicateMetrics,
+    life: u64,
 ) -> Replicator {
     // Each life draws other numbers.
-    let seed = cursor.and_then(|cursor| cursor.next_log.or(cursor.log)).map_or(1, |log| log.0.get());
-    Replicator::new(settings, cursor, log_end, Box::new(Counting(seed)), metrics)
+    let entropy = Box::new(Counting(1 + life * 1_000_000_007));
+    Replicator::new(settings, cursor, log_end, entropy, metrics)
 }
 
 fn offsets(brokers: &SimulatedBrokers, name: &str, partition: i32) -> Vec<i64> {
