@@ -18,7 +18,9 @@ pub fn variables(file: &Path) -> Option<[(&'static str, PathBuf); 4]> {
     ])
 }
 
-/// Sets the clock that goes by `file`.
+/// Sets the clock that goes by `file`: at once, since a thread that finds the file empty would for a moment be in another year.
 pub fn set(file: &Path, offset: &str) {
-    std::fs::write(file, format!("{offset}\n")).expect("our directory is writable");
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{offset}\n")).expect("our directory is writable");
+    std::fs::rename(new, file).expect("our directory is writable");
 }
