@@ -103,6 +103,10 @@ partitions = 1
         let cluster = kafka::shared();
         let topic = self.agent.topic("meters");
         cluster.reader(&topic).wait_for(count + others.unwrap_or(0), PATIENCE);
+        // What others sent with it stands before it in the log.
+        wait_until(PATIENCE, "Kafka has all", || {
+            self.agent.metric("wayside_replicate_lag_records").filter(|records| *records == 0.0)
+        });
         self.agent.stop();
         let records = cluster.read(&topic);
         let ordinary: Vec<_> = records.iter().filter(|record| record.key == "ordinary").collect();
