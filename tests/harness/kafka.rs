@@ -237,15 +237,20 @@ impl Cluster {
         self.nodes.iter_mut().find(|node| node.id == id).expect("node ids are those in NODES")
     }
 
+    /// Each node is asked: one that was started again answers once the controller has taken it in anew, and knows by then what
+    /// its absence cost. The others may not have noticed yet that it was away. Taken for whole too early, a cluster would lose a
+    /// second disk before it has made up for the first, and with it what it has acknowledged.
     fn is_whole(&self) -> bool {
-        let Ok(metadata) = self.consumer().fetch_metadata(None, Duration::from_secs(5)) else {
-            return false;
-        };
         let in_sync = |partition: &rdkafka::metadata::MetadataPartition| {
             partition.leader() > 0 && partition.isr().len() == partition.replicas().len()
         };
-        metadata.brokers().len() == NODES.len()
-            && metadata.topics().iter().all(|topic| topic.partitions().iter().all(in_sync))
+        self.nodes.iter().all(|node| {
+            let node = consumer(&format!("127.0.0.1:{}", node.ports.broker));
+            node.fetch_metadata(None, Duration::from_secs(5)).is_ok_and(|metadata| {
+                metadata.brokers().len() == NODES.len()
+                    && metadata.topics().iter().all(|topic| topic.partitions().iter().all(in_sync))
+            })
+        })
     }
 
     fn consumer(&self) -> BaseConsumer {
