@@ -24,6 +24,12 @@ fn power_cuts_lose_nothing() {
 }
 
 #[test]
+#[ignore = "needs Kafka, and root and FUSE for a disk: tests/run"]
+fn a_drive_that_forgets_what_was_not_flushed_loses_nothing() {
+    holds(What::VolatileCache, 8);
+}
+
+#[test]
 #[ignore = "needs Kafka, and root for a disk: tests/run"]
 fn a_disk_that_is_full_again_and_again_loses_nothing() {
     holds(What::DiskFull, 4);

@@ -13,6 +13,7 @@ mod crash;
 mod delivery;
 mod demo;
 mod disk;
+mod drive;
 mod hostile;
 mod http;
 mod journey;

@@ -145,6 +145,11 @@ listen = \"127.0.0.1:{telemetry_port}\"
         });
     }
 
+    /// Stops the agent with SIGSTOP: it does nothing any more until it is killed.
+    pub fn freeze(&mut self) {
+        self.process.as_mut().expect("it was started").signal(Signal::STOP);
+    }
+
     /// Kills the agent with SIGKILL.
     #[track_caller]
     pub fn kill(&mut self) {

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 
+use crate::drive::{self, Drive};
 use crate::{note, process};
 
 /// A file system of its own, gone when dropped or when the test process ends.
@@ -12,6 +13,8 @@ pub struct Disk {
     mount_point: PathBuf,
     /// The image of an ext4.
     image: Option<PathBuf>,
+    /// What the image lies on, where that is one that loses writes.
+    drive: Option<Drive>,
     /// Waits for the end of this pipe, then clears up.
     _janitor: ChildStdin,
 }
@@ -27,19 +30,37 @@ impl Disk {
 
     /// An ext4 of `mebibytes` in a file, with no blocks kept for root; or `None` with a note where nothing can be mounted.
     pub fn ext4(mebibytes: u32) -> Option<Self> {
-        let mut disk = Self::prepare();
+        let disk = Self::prepare();
         let image = disk.mount_point.with_file_name("image");
         let file = File::create(&image).expect("our directory is writable");
         file.set_len(u64::from(mebibytes) << 20).expect("a file with a hole takes no space");
-        run(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-m", "0"]).arg(&image));
-        disk.image = Some(image);
-        let mount = &mut disk.mount_image();
-        disk.mounted(mount)
+        disk.formatted(image)
+    }
+
+    /// An ext4 of `mebibytes` on a [`Drive`] with a volatile cache; or `None` with a note where there is no FUSE or nothing can be
+    /// mounted.
+    pub fn volatile(mebibytes: u32) -> Option<Self> {
+        let mut disk = Self::prepare();
+        let directory = disk.mount_point.with_file_name("drive");
+        std::fs::create_dir(&directory).expect("our directory is writable");
+        match Drive::mount(&directory, (mebibytes as usize) << 20) {
+            Ok(drive) => disk.drive = Some(drive),
+            Err(cause) => {
+                note(&format!("skipped: needs FUSE and the right to mount a file system: {cause}"));
+                return None;
+            }
+        }
+        disk.formatted(directory.join(drive::IMAGE))
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.mount_point
+    }
+
+    /// What a [`volatile`](Self::volatile) disk lies on.
+    pub fn drive(&self) -> &Drive {
+        self.drive.as_ref().expect("it was made with a drive")
     }
 
     /// Takes all the space that is left, as another process would, until what is returned is dropped.
@@ -62,9 +83,14 @@ impl Disk {
         run(Command::new("python3").args(["-c", script]).arg(&self.mount_point));
     }
 
-    /// Mounts an ext4 anew that nobody uses any more.
+    /// Mounts an ext4 anew that nobody uses any more, after the check that a boot does: it mends what needs no hand.
+    #[track_caller]
     pub fn mount_again(&self) {
         run(Command::new("umount").arg(&self.mount_point));
+        let output = Command::new("/usr/sbin/e2fsck").arg("-p").args(&self.image).output();
+        let output = output.expect("e2fsprogs are on every Debian");
+        // 1: mended.
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
         run(&mut self.mount_image());
     }
 
@@ -83,13 +109,21 @@ impl Disk {
             .keep();
         let mount_point = directory.join("disk");
         std::fs::create_dir(&mount_point).expect("our directory is writable");
-        let script =
-            "trap '' INT TERM; read -r _; umount --lazy \"$1/disk\"; rm -rf --one-file-system \"$1\"";
+        let script = "trap '' INT TERM; read -r _; umount --lazy \"$1/disk\" \"$1/drive\"; rm -rf --one-file-system \"$1\"";
         let mut command = Command::new("sh");
         command.args(["-c", script, "janitor"]).arg(&directory).stdin(Stdio::piped());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let janitor = process::spawn(command).stdin.take().expect("it was asked for a pipe");
-        Self { mount_point, image: None, _janitor: janitor }
+        Self { mount_point, image: None, drive: None, _janitor: janitor }
+    }
+
+    fn formatted(mut self, image: PathBuf) -> Option<Self> {
+        // All at once: else the kernel would do the rest beside the agent.
+        let options = ["-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        run(Command::new("/usr/sbin/mkfs.ext4").args(options).arg(&image));
+        self.image = Some(image);
+        let mount = &mut self.mount_image();
+        self.mounted(mount)
     }
 
     fn mount_image(&self) -> Command {

@@ -13,6 +13,7 @@ pub mod chk;
 pub mod client;
 pub mod clock;
 pub mod disk;
+pub mod drive;
 pub mod gaps;
 pub mod kafka;
 pub mod link;

@@ -20,6 +20,7 @@ pub(super) fn inject(what: What, site: &mut Site, chance: &mut SmallRng) {
     match what {
         What::Kill => kill(site, chance),
         What::Power => power(site, chance),
+        What::VolatileCache => volatile_cache(site, chance),
         What::DiskFull => disk_full(site, chance),
         What::Kafka => kafka(site, chance),
         What::Network => network(site, chance),
@@ -54,10 +55,33 @@ fn power(site: &mut Site, chance: &mut SmallRng) {
     site.wait_commit(0.0);
     some_while(chance, 1000);
     let disk = site.disk.as_ref().expect("the log has a disk of its own");
+    site.agent.freeze();
     disk.cut_power();
     site.agent.kill();
     disk.mount_again();
     site.agent.start();
+}
+
+/// Every fourth life ends while it starts: the log is recovered, and an epoch begun, over what the cut before has left.
+fn volatile_cache(site: &mut Site, chance: &mut SmallRng) {
+    if chance.random_ratio(1, 4) {
+        site.agent.kill();
+        site.agent.begin();
+        cut_amid_writes(site, chance, 30);
+    } else {
+        site.wait_commit(0.0);
+        cut_amid_writes(site, chance, 300);
+    }
+    site.agent.start();
+}
+
+/// Some while, up to `most` writes to the drive, then the power fails.
+fn cut_amid_writes(site: &mut Site, chance: &mut SmallRng, most: u32) {
+    let Site { agent, disk, .. } = site;
+    let disk = disk.as_ref().expect("the log has a disk of its own");
+    disk.drive().cut_power(chance.random_range(1..=most), chance, || agent.freeze());
+    agent.kill();
+    disk.mount_again();
 }
 
 fn disk_full(site: &mut Site, chance: &mut SmallRng) {

@@ -20,6 +20,9 @@ pub enum What {
     Kill,
     /// The power of its disk is cut: ext4 loses all that was not synced; needs root
     Power,
+    /// The power of its disk is cut in the middle of what is written, and of what was not flushed each write, or sector, stays or
+    /// vanishes; every fourth time while the agent starts; needs root and FUSE
+    VolatileCache,
     /// Another process fills the disk, and in half of the cycles the agent is killed meanwhile; needs root
     DiskFull,
     /// Nodes of Kafka are killed, paused or lose their disks, one, two or all
@@ -45,6 +48,7 @@ impl What {
         match self {
             Self::Kill => "kill",
             Self::Power => "power",
+            Self::VolatileCache => "volatile-cache",
             Self::DiskFull => "disk-full",
             Self::Kafka => "kafka",
             Self::Network => "network",

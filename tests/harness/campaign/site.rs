@@ -60,6 +60,7 @@ impl Site {
     pub(super) fn start(what: What) -> Option<Self> {
         let disk = match what {
             What::Power => Some(Disk::ext4(64)?),
+            What::VolatileCache => Some(Disk::volatile(64)?),
             What::DiskFull => Some(Disk::ext4(48)?),
             _ => None,
         };
