@@ -169,13 +169,14 @@ impl Log {
     }
 
     fn encode_group(&mut self, Grouper { batches, notes, .. }: Grouper) {
-        group::encode(&batches, &mut self.raw);
+        self.raw.clear();
         let kind = if notes.is_empty() {
             EntryKind::Group
         } else {
-            self.raw.splice(..0, notes::encode(&notes));
+            self.raw.append(&mut notes::encode(&notes));
             EntryKind::Noted
         };
+        group::encode(&batches, &mut self.raw);
         let entry = self.codec.encode(kind, group::timeline(&batches), &self.raw);
         self.pending.push(Pending { batches, notes, entry, goes_on: false, seq: EntrySeq(0) });
     }

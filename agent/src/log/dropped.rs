@@ -137,9 +137,9 @@ pub(super) fn encode(first: EntrySeq, dropped: &[Dropped], batches: &[LogBatch],
         count: dropped.count,
     });
     let head = Head { first: first.0, dropped: elements.collect() };
-    let head = postcard::to_stdvec(&head).expect("memory is the only limit");
+    raw.clear();
+    postcard::to_io(&head, &mut *raw).expect("memory is the only limit");
     group::encode(batches, raw);
-    raw.splice(..0, head);
     assert!(raw.len() <= RAW_BYTES_MAX, "a compacted group of {} bytes", raw.len());
 }
 

@@ -32,10 +32,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    LogBatch,
-    entry::{EntryError, RAW_BYTES_MAX},
-};
+use super::{LogBatch, entry::EntryError};
 use crate::record::{
     ClockQuality, ContentType, DeviceId, Offset, PartitionId, Received, Record, RecordHeader,
     STREAM_NAME_BYTES_MAX, StreamName, Timeline, UnixMicros,
@@ -122,17 +119,13 @@ pub(super) fn bytes_max(batches: &[LogBatch]) -> usize {
     DIRECTORY_BYTES_MAX + batches.len() * BATCH_BYTES_MAX + records
 }
 
-/// Encodes `batches` into `raw`, which is cleared first. The caller has seen to it that they fit [`RAW_BYTES_MAX`].
+/// Encodes `batches` behind what is in `raw`.
 pub(super) fn encode(batches: &[LogBatch], raw: &mut Vec<u8>) {
-    raw.clear();
-    raw.resize(RAW_BYTES_MAX, 0);
-    let mut used = 0;
     let count = u32::try_from(batches.len()).expect("at most a batch for each record");
-    put(raw, &mut used, &count);
+    put(raw, &count);
     for batch in batches {
         put(
             raw,
-            &mut used,
             &BatchHead {
                 stream: batch.stream.as_str(),
                 partition: batch.partition.0,
@@ -148,7 +141,6 @@ pub(super) fn encode(batches: &[LogBatch], raw: &mut Vec<u8>) {
             let received_at = record.received.at.0;
             put(
                 raw,
-                &mut used,
                 &RecordBody {
                     device: record.device.as_str(),
                     value: &record.value,
@@ -163,7 +155,6 @@ pub(super) fn encode(batches: &[LogBatch], raw: &mut Vec<u8>) {
             );
         }
     }
-    raw.truncate(used);
 }
 
 /// The timeline of all records in `batches`.
@@ -176,8 +167,8 @@ fn received_base(batch: &LogBatch) -> i64 {
     batch.records.first().map_or(0, |r| r.received.at.0)
 }
 
-fn put<T: Serialize>(raw: &mut [u8], used: &mut usize, value: &T) {
-    *used += postcard::to_slice(value, &mut raw[*used..]).expect("the group was cut to fit").len();
+fn put<T: Serialize>(raw: &mut Vec<u8>, value: &T) {
+    postcard::to_io(value, raw).expect("memory is the only limit");
 }
 
 /// Reads the directory alone.

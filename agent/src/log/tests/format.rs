@@ -87,10 +87,9 @@ fn golden_notes() -> Vec<Note> {
 }
 
 fn encode_noted() -> Vec<u8> {
-    let (mut raw, mut notes) = (Vec::new(), notes::encode(&golden_notes()));
+    let mut raw = notes::encode(&golden_notes());
     group::encode(&golden_batches_2(), &mut raw);
-    notes.append(&mut raw);
-    encode_as(EntryKind::Noted, TIMELINE, &notes)
+    encode_as(EntryKind::Noted, TIMELINE, &raw)
 }
 
 fn golden_noted_checkpoint() -> Checkpoint {
