@@ -32,7 +32,7 @@ use crate::{
     log::{BatchGroup, Committed, EntrySeq, Log, LogError, LogMetrics, ReadOutcome},
     partition::partition_of,
     record::{DeviceId, Offset, PartitionId, Received, StreamName},
-    replicate::{Held, LogReader, LogUnavailable},
+    replicate::{Held, LogReader, LogUnavailable, ReadRequest},
 };
 
 /// First delay before a failed commit is tried again; doubled up to [`RETRY_MAX`].
@@ -47,7 +47,7 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 /// What the owner is asked.
 pub(crate) enum Request {
     Commit(PendingCommit, oneshot::Sender<()>),
-    Read(EntrySeq, usize, mpsc::SyncSender<Result<ReadOutcome, LogUnavailable>>),
+    Read(ReadRequest, mpsc::SyncSender<Result<ReadOutcome, LogUnavailable>>),
     Trim(EntrySeq),
     CloseFeed,
     Answer(oneshot::Sender<()>),
@@ -81,6 +81,12 @@ impl LogClient {
         let _ = self.requests.send(Request::CloseFeed);
     }
 
+    fn ask(&self, request: ReadRequest) -> Result<ReadOutcome, LogUnavailable> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.requests.send(Request::Read(request, answer)).map_err(|_| LogUnavailable)?;
+        answered.recv().map_err(|_| LogUnavailable)?
+    }
+
     /// Ends the owner after what it was asked before.
     pub(crate) fn stop(&self) {
         let _ = self.requests.send(Request::Stop);
@@ -89,9 +95,11 @@ impl LogClient {
 
 impl LogReader for LogClient {
     fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogUnavailable> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        self.requests.send(Request::Read(from, limit_bytes, answer)).map_err(|_| LogUnavailable)?;
-        answered.recv().map_err(|_| LogUnavailable)?
+        self.ask(ReadRequest { from, limit_bytes, ahead: false })
+    }
+
+    fn read_ahead(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogUnavailable> {
+        self.ask(ReadRequest { from, limit_bytes, ahead: true })
     }
 
     fn trim(&mut self, acknowledged: EntrySeq) {
@@ -205,12 +213,17 @@ impl Owner {
                 self.unfinished = Some(Unfinished { pending, places, done, retry_at, delay: RETRY_MIN });
                 // When it is due now, `run` tries it at once.
             }
-            Request::Read(from, limit_bytes, answer) => {
-                let outcome = self.log.read(from, limit_bytes).map_err(|cause| {
+            Request::Read(ReadRequest { from, limit_bytes, ahead }, answer) => {
+                let outcome = if ahead {
+                    self.log.read_ahead(from, limit_bytes)
+                } else {
+                    self.log.read(from, limit_bytes)
+                };
+                let outcome = outcome.map_err(|cause| {
                     error!(from = from.0, cause = with_causes(&cause), "cannot read the log");
                     LogUnavailable
                 });
-                if let Ok(outcome) = &outcome {
+                if let Some(outcome) = outcome.as_ref().ok().filter(|_| !ahead) {
                     self.held.read(outcome.next);
                 }
                 // A replicator that has ended does not want the answer.

@@ -128,6 +128,19 @@ impl Log {
         Ok(outcome)
     }
 
+    /// As [`read`](Self::read), for whoever looks at entries before their turn: what is missing is counted when it is read
+    /// in its order, and what that knows stays as it is.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_ahead(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogError> {
+        let ahead = Continuity { counted: EntrySeq(u64::MAX), ..Continuity::default() };
+        let in_order = std::mem::replace(&mut self.continuity, ahead);
+        let outcome = self.read(from, limit_bytes);
+        self.continuity = in_order;
+        outcome
+    }
+
     /// Goes on at `end`, where the first epoch begins. An epoch that was put aside had at most [`EPOCH_ENTRIES_MAX`]
     /// entries, none of them in the next one.
     fn pass_trimmed(&mut self, outcome: &mut ReadOutcome, end: EntrySeq) -> Result<(), StoreError> {

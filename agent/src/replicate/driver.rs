@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Cluster, Cursor, CursorFile, Held, LogEnd, LogReader, PartitionsOf, ReplicateMetrics, Replicator,
-    Settings, TRANSACTION_TIMEOUT, TransactionSettings,
+    Cluster, Cursor, CursorFile, Held, LogEnd, LogReader, PartitionsOf, ReadRequest, ReplicateMetrics,
+    Replicator, Settings, TRANSACTION_TIMEOUT, TransactionSettings,
 };
 use crate::{
     config::{self, Delivery},
@@ -197,9 +197,14 @@ impl Driver {
             progress = true;
         }
         if let Some(request) = self.replicator.fill(now) {
-            let outcome = self.reader.read(request.from, request.limit_bytes);
-            progress |= outcome.as_ref().is_ok_and(|o| o.next > request.from);
-            self.replicator.on_read(now, outcome.ok());
+            let ReadRequest { from, limit_bytes, ahead } = request;
+            let outcome = if ahead {
+                self.reader.read_ahead(from, limit_bytes)
+            } else {
+                self.reader.read(from, limit_bytes)
+            };
+            progress |= outcome.as_ref().is_ok_and(|o| o.next > from);
+            self.replicator.on_read(now, request, outcome.ok());
         }
         // A disk that fails is no reason to keep the data from Kafka.
         if self.replicator.outruns(&self.keeper.durable) && !self.keeper.failing {

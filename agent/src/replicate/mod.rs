@@ -158,6 +158,8 @@ pub struct ReadRequest {
     pub from: EntrySeq,
     /// About how many bytes of records.
     pub limit_bytes: usize,
+    /// Before their turn: see [`LogReader::read_ahead`].
+    pub ahead: bool,
 }
 
 /// The log cannot answer now: it is shutting down or busy with damage. The replicator asks again later.
@@ -175,6 +177,15 @@ pub trait LogReader: Send {
     /// # Errors
     /// [`LogUnavailable`]; try again later.
     fn read(&mut self, from: EntrySeq, limit_bytes: usize) -> Result<ReadOutcome, LogUnavailable>;
+
+    /// As [`read`](Self::read), before the turn of these entries: replication has not begun with all of them, and what
+    /// is missing is not told yet. A log that only has what is read in its order does not answer.
+    ///
+    /// # Errors
+    /// [`LogUnavailable`]; the entries are read in their turn.
+    fn read_ahead(&mut self, _from: EntrySeq, _limit_bytes: usize) -> Result<ReadOutcome, LogUnavailable> {
+        Err(LogUnavailable)
+    }
 
     /// Kafka has everything below `acknowledged`, and the cursor says so durably: the log may delete it.
     fn trim(&mut self, acknowledged: EntrySeq);

@@ -1,6 +1,7 @@
 //! What is sent when: the part of replication that decides. It knows no thread, no socket and no file.
 
 mod account;
+mod ahead;
 mod failures;
 mod holes;
 mod send;
@@ -10,6 +11,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slab::Slab;
 
+use ahead::Ahead;
 use holes::Holes;
 use transactions::Transactions;
 
@@ -64,6 +66,8 @@ pub struct Replicator {
     end: EntrySeq,
     /// What was committed and not taken in order yet.
     recent: Recent,
+    /// What may not wait for its turn and is not there.
+    ahead: Ahead,
     /// When what is not in memory is read.
     pace: Pace,
     /// That is what reading waits for.
@@ -122,6 +126,7 @@ impl Replicator {
             next: EntrySeq(0),
             end: log_end.next,
             recent,
+            ahead: Ahead::default(),
             pace,
             paced_until: None,
             entries: BTreeMap::new(),
@@ -179,6 +184,9 @@ impl Replicator {
     /// Notes entries that were just committed, and keeps them for sending while there is room.
     pub fn offer(&mut self, group: Arc<BatchGroup>) {
         self.offered = true;
+        if self.end < group.seq {
+            self.miss(self.end);
+        }
         self.note(&group);
         if group.seq >= self.next && self.recent.last().is_none_or(|last| last < group.seq) {
             let size_bytes = size_bytes(&group);
@@ -187,6 +195,7 @@ impl Replicator {
         while let Some(group) = self.recent.excess() {
             let untaken = group.batches.iter().map(|batch| self.untaken_bytes(batch)).sum();
             self.pace.fell_behind(untaken);
+            self.miss_in(&group);
         }
     }
 
@@ -199,7 +208,11 @@ impl Replicator {
     /// Asks the log once for what it may have behind the last group offered: the live feed drops what does not fit, and
     /// nothing offered later may show the gap. Does nothing if there was no offer since, unless `always`.
     pub fn probe(&mut self, always: bool) {
-        self.probes |= std::mem::take(&mut self.offered) || always;
+        if std::mem::take(&mut self.offered) {
+            self.probes = true;
+            self.miss(self.end);
+        }
+        self.probes |= always;
     }
 
     /// Nothing more will be offered: asks the log for what it may have, and sends without waiting for more.
@@ -226,6 +239,9 @@ impl Replicator {
             }
         }
         self.overtake();
+        if let Some(request) = self.look_ahead(now) {
+            return Some(request);
+        }
         let in_memory = self.recent.first() == Some(self.next);
         let wanted = !in_memory && (self.next < self.end || self.probes || self.has_open_hole());
         if wanted && self.has_room_in_order() && self.read_retry_at.is_none() {
@@ -235,33 +251,12 @@ impl Replicator {
             }
             let room = self.room_in_order_bytes().saturating_sub(self.in_flight_bytes()).max(1);
             let limit_bytes = room.min(READ_BYTES_MAX).min(self.pace.piece_bytes());
-            return Some(ReadRequest { from: self.next, limit_bytes });
+            return Some(ReadRequest { from: self.next, limit_bytes, ahead: false });
         }
         if self.next == self.end && !self.has_open_hole() {
             self.lanes.iter_mut().for_each(Lane::is_at_end);
         }
         None
-    }
-
-    /// Takes from memory what may go before older entries: batches of lanes that have nothing in those. A lane's offsets
-    /// have no holes, so that is known without reading them; and what was taken is skipped when its entry comes.
-    ///
-    /// A lane that has much under way already waits in its order: perhaps its partition has no leader.
-    fn overtake(&mut self) {
-        let lane_max_bytes = self.settings.in_flight_bytes / 8;
-        while !self.settings.log_drops
-            && self.restart_at.is_none()
-            && self.in_flight_bytes() < self.settings.in_flight_bytes
-            && let Some((group, size_bytes)) = self.recent.look()
-        {
-            let taken = self.take(&group, size_bytes, |lane, batch| {
-                lane.taken == Some(batch.base_offset) && lane.in_flight_bytes < lane_max_bytes
-            });
-            if taken.records > 0 {
-                self.settings.held.take(group.seq);
-            }
-            self.metrics.overtaking_records.inc_by(taken.records as u64);
-        }
     }
 
     /// Most bytes under way at which the log is taken in its order; the rest is left to what overtakes.
@@ -275,8 +270,11 @@ impl Replicator {
             && (self.in_flight_bytes() < self.room_in_order_bytes() || self.acknowledged() == self.next)
     }
 
-    /// Takes what the log answered to a [`ReadRequest`]; `None` where it could not answer.
-    pub fn on_read(&mut self, now: Monotonic, outcome: Option<ReadOutcome>) {
+    /// Takes what the log answered to a request; `None` where it could not answer.
+    pub fn on_read(&mut self, now: Monotonic, request: ReadRequest, outcome: Option<ReadOutcome>) {
+        if request.ahead {
+            return self.on_read_ahead(now, request.from, outcome);
+        }
         let before = self.next;
         let answered = outcome.is_some();
         if let Some(outcome) = outcome {
@@ -381,6 +379,7 @@ impl Replicator {
                         delay_ms = outage.delay.as_millis(),
                         "Kafka answers again; the backlog follows after a random delay"
                     );
+                    self.miss_no_more();
                 }
                 if let Some((index, position)) = self.tokens.try_remove(token) {
                     if let Some(sent) = self.lanes[index].at(position) {

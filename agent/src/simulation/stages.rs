@@ -172,9 +172,9 @@ impl Stages {
         }
         if let Some(request) = self.replicator.fill(now) {
             let (answer, answered) = sync_channel(1);
-            self.owner.step(Some(Request::Read(request.from, request.limit_bytes, answer)), &*outside.clock);
+            self.owner.step(Some(Request::Read(request, answer)), &*outside.clock);
             let outcome = answered.try_recv().expect("the owner answers");
-            self.replicator.on_read(now, outcome.ok());
+            self.replicator.on_read(now, request, outcome.ok());
         }
         if self.replicator.outruns(&self.durable) {
             self.keep_cursor(outside);

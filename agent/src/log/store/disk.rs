@@ -103,6 +103,9 @@ pub const fn reserve_bytes_min(epoch_bytes: u64) -> u64 {
     epoch_bytes.saturating_mul(2).saturating_add(8 << 20)
 }
 
+/// So many old epochs are open: one is read in order, and another ahead of its turn.
+const READERS_MAX: usize = 2;
+
 /// A data directory with its epochs.
 #[derive(Debug)]
 pub struct DiskStore {
@@ -111,8 +114,8 @@ pub struct DiskStore {
     write: Option<Writing>,
     /// The epoch that is written again.
     rewrite: Option<Writing>,
-    /// At most one old epoch is open.
-    reader: Option<(EpochId, Box<dyn ReadEpoch>)>,
+    /// The old epochs that are open, the one read last at the end.
+    readers: Vec<(EpochId, Box<dyn ReadEpoch>)>,
     sizes: BTreeMap<EpochId, u64>,
 }
 
@@ -133,7 +136,7 @@ impl DiskStore {
             dir.take_ballast(free_bytes, options.reserve_bytes);
         }
         let sizes = epochs.into_iter().map(|epoch| (epoch, dir.size_bytes(epoch))).collect();
-        Ok(Self { dir, options, write: None, rewrite: None, reader: None, sizes })
+        Ok(Self { dir, options, write: None, rewrite: None, readers: Vec::new(), sizes })
     }
 
     fn close_write(&mut self) {
@@ -148,9 +151,7 @@ impl DiskStore {
         if self.write.as_ref().is_some_and(|write| write.id == epoch) {
             self.close_write();
         }
-        if self.reader.as_ref().is_some_and(|(id, _)| *id == epoch) {
-            self.reader = None;
-        }
+        self.readers.retain(|(id, _)| *id != epoch);
     }
 
     /// What a failure while writing means to the log. The handle is dead, whatever it was.
@@ -211,13 +212,16 @@ impl DiskStore {
     }
 
     fn open_reader(&mut self, epoch: EpochId) -> Result<&mut dyn ReadEpoch, Failure> {
-        if self.reader.as_ref().is_none_or(|(id, _)| *id != epoch) {
-            self.reader = None;
+        let reader = match self.readers.iter().position(|(id, _)| *id == epoch) {
+            Some(index) => self.readers.remove(index),
+            None => (epoch, open_epoch(epoch, &self.dir.epoch(epoch))?),
+        };
+        if self.readers.len() == READERS_MAX {
+            self.readers.remove(0);
         }
-        match &mut self.reader {
-            Some((_, reader)) => Ok(reader.as_mut()),
-            closed => Ok(closed.insert((epoch, open_epoch(epoch, &self.dir.epoch(epoch))?)).1.as_mut()),
-        }
+        self.readers.push(reader);
+        let (_, reader) = self.readers.last_mut().expect("one was just pushed");
+        Ok(reader.as_mut())
     }
 
     fn read_failed(&self, epoch: EpochId, failure: Failure) -> StoreError {
@@ -240,6 +244,8 @@ impl EpochStore for DiskStore {
 
     fn create(&mut self, epoch: EpochId) -> Result<(), StoreError> {
         self.close_write();
+        // Whoever still reads older ones opens them again.
+        self.readers.clear();
         if let Ok(free_bytes) = self.dir.free_bytes() {
             self.dir.take_ballast(free_bytes, self.options.reserve_bytes);
         }
@@ -291,11 +297,7 @@ impl EpochStore for DiskStore {
     ) -> Result<Vec<StoredEntry>, StoreError> {
         if let Some(write) = self.write.as_mut().filter(|write| write.id == epoch) {
             match write.epoch.read(from, limit_bytes) {
-                Ok(read) => {
-                    // The reader has caught up.
-                    self.reader = None;
-                    return Ok(read);
-                }
+                Ok(read) => return Ok(read),
                 Err(failure) => {
                     tracing::warn!(%epoch, reason = failure.into_reason(), "the epoch is opened again to read it");
                     self.close_write();
@@ -304,7 +306,7 @@ impl EpochStore for DiskStore {
         }
         let read = self.open_reader(epoch).and_then(|reader| reader.read(from, limit_bytes));
         read.map_err(|failure| {
-            self.reader = None;
+            self.readers.retain(|(id, _)| *id != epoch);
             self.read_failed(epoch, failure)
         })
     }
@@ -330,7 +332,7 @@ impl EpochStore for DiskStore {
         let Some(rewrite) = self.rewrite.take() else { return Ok(()) };
         let first = rewrite.id;
         rewrite.epoch.close();
-        self.reader = None;
+        self.readers.clear();
         let action = |source| io_error("rewrite", &self.dir.epoch(first), source);
         self.dir.finish_rewrite(first, last).map_err(action)?;
         let replaced: Vec<EpochId> = self.sizes.range(first..=last).map(|(id, _)| *id).collect();

@@ -526,3 +526,39 @@ fn an_epoch_put_aside_while_running_keeps_its_numbers_after_a_restart() {
     assert_eq!(recovery.end, EntrySeq(newest.0.0 + EPOCH_ENTRIES_MAX));
     assert!(commit(&mut log, 2..3)[0].batches[0].base_offset >= Offset(2));
 }
+
+#[test]
+fn who_reads_ahead_of_the_turn_takes_no_loss_from_who_reads_in_order() {
+    /// What is found in order, and what is counted.
+    fn found(dir: &Path, looks_ahead: bool) -> (Vec<String>, u64, u64) {
+        let store = DiskStore::open(dir, test_options()).unwrap();
+        let metrics = metrics();
+        let (mut log, _) = Log::open(Box::new(store), LogOptions::default(), metrics.clone()).unwrap();
+        let (mut found, mut next) = (Vec::new(), EntrySeq(0));
+        while next < log.end() {
+            if looks_ahead {
+                for from in (next.0..log.end().0).rev().map(EntrySeq) {
+                    assert!(log.read_ahead(from, 1).unwrap().next > from);
+                }
+            }
+            let outcome = log.read(next, 1).unwrap();
+            next = outcome.next;
+            found.extend(outcome.groups.iter().map(|group| format!("group {}", group.seq)));
+            found.extend(outcome.lost.iter().map(|lost| format!("lost {} to {}", lost.first, lost.end)));
+            found.extend(
+                outcome.checkpoints.iter().map(|known| format!("known at {}: {:?}", known.seq, known.next)),
+            );
+        }
+        (found, metrics.lost_entries.get(), metrics.damaged_entries.get())
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let epochs = three_epochs(dir.path());
+    fs::remove_file(db(dir.path(), epochs[1])).unwrap();
+    let file = db(dir.path(), epochs[0]);
+    // In the middle of what is written of it.
+    let written = fs::read(&file).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    flip(&file, written / 2);
+    let (in_order, other) = (found(copy_of(dir.path()).path(), false), found(dir.path(), true));
+    assert!(in_order.1 > 10, "{in_order:?}");
+    assert_eq!(in_order, other);
+}

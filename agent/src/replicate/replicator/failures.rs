@@ -130,7 +130,10 @@ impl Replicator {
 
     /// Begins anew at `next`: nothing is under way any more.
     pub(super) fn go_back(&mut self, next: EntrySeq) {
+        let ahead = self.entries.range(self.next..).next().map(|(seq, _)| *seq);
         self.next = next;
+        // What was under way before its turn is so again.
+        ahead.into_iter().for_each(|seq| self.miss(seq));
         self.recent.look_again();
         self.pace.fell_behind(self.lanes.iter().map(|lane| lane.in_flight_bytes).sum());
         self.tokens.clear();

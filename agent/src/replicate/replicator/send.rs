@@ -41,10 +41,10 @@ impl Replicator {
     ) -> bool {
         let full = self.sent_bytes.saturating_add(limit_bytes);
         let mut progress = false;
-        // Gaps go before what is behind them.
-        for in_log in [false, true] {
+        // Gaps go before what is behind them, and live records before what has waited anyway.
+        for rank in 0..3 {
             for index in 0..self.lanes.len() {
-                while self.lanes[index].in_log == in_log
+                while self.rank(index) <= rank
                     && self.restart_at.is_none()
                     && self.sent_bytes < full
                     && self.may_send(index)
@@ -67,6 +67,15 @@ impl Replicator {
             }
         }
         progress
+    }
+
+    fn rank(&self, index: usize) -> u8 {
+        let lane = &self.lanes[index];
+        match (lane.in_log, self.is_ahead(lane)) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => 2,
+        }
     }
 
     /// Whether a lane has a record that may be handed over now.

@@ -136,8 +136,10 @@ impl World {
         }
         if let Some(request) = self.replicator.fill(self.now) {
             let outcome = self.read(request.from, request.limit_bytes);
-            self.replicator.settings.held.read(outcome.next);
-            self.replicator.on_read(self.now, Some(outcome));
+            if !request.ahead {
+                self.replicator.settings.held.read(outcome.next);
+            }
+            self.replicator.on_read(self.now, request, Some(outcome));
         }
         if self.replicator.outruns(&self.durable.clone().unwrap_or_default()) {
             self.save_cursor();
@@ -506,8 +508,9 @@ fn entries_that_the_log_lost_are_counted_and_passed() {
         checkpoints: Vec::new(),
     };
     world.replicator.offer(group(4, &[("a", 0, 8, 1)]));
-    assert_eq!(world.replicator.fill(world.now).map(|r| r.from), Some(EntrySeq(0)));
-    world.replicator.on_read(world.now, Some(std::mem::take(&mut outcome)));
+    let request = world.replicator.fill(world.now).expect("it reads");
+    assert_eq!(request.from, EntrySeq(0));
+    world.replicator.on_read(world.now, request, Some(std::mem::take(&mut outcome)));
     world.run_until_caught_up();
     assert_eq!(offsets(&world.brokers, "a", 0), [6, 7, 8]);
     assert_eq!(world.metrics.lost_entries.get(), 3);
@@ -535,8 +538,8 @@ fn a_log_that_does_not_answer_is_asked_again_later() {
     let mut world = World::new(1, 1 << 20);
     world.commit(&[("a", 0, 1)], false);
     world.restart_agent();
-    assert!(world.replicator.fill(world.now).is_some());
-    world.replicator.on_read(world.now, None);
+    let request = world.replicator.fill(world.now).expect("it reads");
+    world.replicator.on_read(world.now, request, None);
     assert_eq!(world.replicator.fill(world.now), None);
     assert_eq!(world.replicator.deadline(), Some(world.now + READ_RETRY));
     world.run_until_caught_up();

@@ -291,3 +291,17 @@ fn sled_writes_nothing_twice() {
     assert!(stored < written * 13 / 10, "{stored} bytes for {written}: sled rewrites its leaves");
     assert_eq!(fs::read_dir(dir.path().join("e-0000000000000000/blobs")).unwrap().count(), 0);
 }
+
+#[test]
+fn two_readers_and_the_writer_do_not_close_each_others_epochs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = DiskStore::open(dir.path(), DiskOptions::default()).unwrap();
+    for first in [0, 10, 20, 30] {
+        write_epoch(&mut store, first);
+    }
+    for epoch in [0, 10, 30, 20, 30, 20, 10].map(id) {
+        assert!(!store.read(epoch, epoch.0, 1).unwrap().is_empty());
+    }
+    let open: Vec<_> = store.readers.iter().map(|(epoch, _)| *epoch).collect();
+    assert_eq!(open, [id(20), id(10)]);
+}

@@ -121,7 +121,8 @@ fn a_checkpoint_tells_what_an_epoch_had_and_a_skip_that_nobody_can_know() {
             lost: vec![lost(2, 10), lost(11, 20)],
             checkpoints: vec![checkpoint(10, &[9], 0), checkpoint(20, behind, 8192 * 20)],
         };
-        world.replicator.on_read(world.now, Some(outcome));
+        let request = ReadRequest { from: EntrySeq(2), limit_bytes: 1, ahead: false };
+        world.replicator.on_read(world.now, request, Some(outcome));
         world.run_until_caught_up();
         assert_eq!(world.gaps(), [damaged("a", 0, 5, 8), told]);
     }
