@@ -144,6 +144,38 @@ pub struct Listener {
     pub routes: Vec<Route>,
 }
 
+#[cfg(any(test, fuzzing, feature = "simulation"))]
+impl Listener {
+    /// One that lets its own machine in, with small bounds and without routes.
+    pub(crate) fn for_test() -> Self {
+        Self {
+            name: "test".into(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            anonymous: Anonymous::Loopback,
+            password_file: None,
+            acl_file: None,
+            tls: None,
+            certificate_user: CertificateUser::None,
+            max_connections: 10,
+            connect_timeout: Duration::from_secs(10),
+            max_half_open: 10,
+            connects_per_second: 0,
+            max_packet_bytes: 4096,
+            receive_maximum: 10,
+            reject_invalid: false,
+            tells_drops: false,
+            keep_alive_max_s: 60,
+            session_expiry_max: Duration::from_secs(3600),
+            client_bytes_per_second: 0,
+            client_messages_per_second: 0,
+            queue_bytes: 2000,
+            retained_bytes: 2000,
+            local_topic_filters: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
 /// Who may connect without a password.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

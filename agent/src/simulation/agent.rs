@@ -3,13 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
+    clients,
     stages::{Plan, Stages},
-    world::{Outside, partitions, routes},
+    world::{Outside, SimulatedEntropy, partitions, routes},
 };
 use crate::{
     config,
     log::{LogOptions, store::EpochStore},
-    source::{mqtt::simulated::SimulatedSession, serial::simulated::SimulatedPort},
+    source::{
+        listener::simulated::SimulatedListener, mqtt::simulated::SimulatedSession,
+        serial::simulated::SimulatedPort,
+    },
 };
 
 /// Time between the beginnings of two transactions.
@@ -30,6 +34,8 @@ pub(super) struct Agent {
     pub(super) port: SimulatedPort,
     /// The session at the broker.
     pub(super) session: SimulatedSession,
+    /// Connections of devices.
+    pub(super) listener: SimulatedListener,
     /// All that is behind them.
     pub(super) stages: Stages,
 }
@@ -55,11 +61,22 @@ impl Agent {
             transaction_interval: transactions.then_some(TRANSACTION_INTERVAL),
             partitions: Arc::new(partitions),
         };
-        let (stages, [line, broker]) = Stages::start(outside, store, plan, ["line", "broker"], entropy_seed)?;
+        let sources = ["line", "broker", "clients"];
+        let (stages, [line, broker, clients]) = Stages::start(outside, store, plan, sources, entropy_seed)?;
         let ((line, line_remembers), (broker, broker_remembers)) = (line, broker);
+        let (clients, clients_remember) = clients;
         let port = SimulatedPort::new(RECORD_BYTES_MAX, line, &line_remembers);
         let session =
             SimulatedSession::new(&routes(), RECORD_BYTES_MAX, RECEIVE_MAXIMUM, broker, &broker_remembers);
-        Some(Self { port, session, stages })
+        let listener = SimulatedListener::new(
+            &*outside.clock,
+            routes(),
+            clients::RECEIVE_MAXIMUM,
+            RECORD_BYTES_MAX,
+            clients,
+            &clients_remember,
+            Box::new(SimulatedEntropy::new(entropy_seed)),
+        );
+        Some(Self { port, session, listener, stages })
     }
 }

@@ -1,8 +1,8 @@
 //! The deterministic simulation: what decides in the agent, on one thread, in a world that a seed makes.
 //!
 //! # What is real and what is simulated
-//! * Real: the gateway's end of the serial link and what it remembers, the session at a broker and what it remembers, decoders, the
-//!   intake, group commit, the owner of the log, the log, the replicator; and the devices' end of the link.
+//! * Real: the gateway's end of the serial link, the session at a broker, the listener's connections and sessions, what each of them
+//!   remembers, decoders, the intake, group commit, the owner of the log, the log, the replicator; and the devices' end of the link.
 //! * Simulated behind traits: clock, entropy, disk ([`SimulatedDisk`](crate::log::store::simulated::SimulatedDisk)), Kafka
 //!   ([`SimulatedBrokers`](crate::replicate::simulated::SimulatedBrokers)).
 //! * Stepped instead of threaded: `stages` stands for the pipeline's threads and tasks; `simulated.rs` beside the sources for
@@ -22,6 +22,7 @@
 mod agent;
 mod broker;
 mod checker;
+mod clients;
 mod clock;
 mod line;
 pub mod offline;
@@ -51,13 +52,13 @@ pub struct Faults {
     pub disk: u16,
     /// The disk gets another size.
     pub disk_full: u16,
-    /// Kafka is away or back, holds reports or lets go of them, fails, has a leader or none.
+    /// Kafka is away or back, holds reports or lets go of them, fails, has a leader or none, fences the agent, forgets its group.
     pub kafka: u16,
     /// The wall clock jumps.
     pub clock: u16,
     /// The gateway loses its power and starts in 1970, as it did the first time; a time server answers some turns later.
     pub boot: u16,
-    /// The connection to the broker breaks.
+    /// The connection to the broker breaks, or that of a client of the listener.
     pub connection: u16,
     /// The broker loses the session.
     pub session: u16,
@@ -65,6 +66,8 @@ pub struct Faults {
     pub restart_of_device: u16,
     /// A frame on the line is damaged.
     pub noise: u16,
+    /// A call of the store takes seconds.
+    pub slow_disk: u16,
 }
 
 impl Faults {
@@ -83,13 +86,14 @@ impl Faults {
             session: up_to(5),
             restart_of_device: up_to(10),
             noise: up_to(100),
+            slow_disk: 0,
         }
     }
 
     /// Each of them.
-    fn each(&mut self) -> [&mut u16; 11] {
+    fn each(&mut self) -> [&mut u16; 12] {
         let Self { crash, store_call, disk, disk_full, kafka, clock, boot, connection, session, .. } = self;
-        let Self { restart_of_device, noise, .. } = self;
+        let Self { restart_of_device, noise, slow_disk, .. } = self;
         [
             crash,
             store_call,
@@ -102,6 +106,7 @@ impl Faults {
             session,
             restart_of_device,
             noise,
+            slow_disk,
         ]
     }
 }
@@ -129,6 +134,7 @@ impl Scenario {
         let transactions = rng.random_bool(0.75);
         // Last: a seed makes of the rest what it did before there was this.
         faults.boot = if rng.random_bool(0.5) { rng.random_range(1..=10) } else { 0 };
+        faults.slow_disk = if rng.random_bool(0.5) { rng.random_range(1..=20) } else { 0 };
         Self { seed, steps, faults, transactions, exactly_once: transactions }
     }
 

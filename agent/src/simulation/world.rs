@@ -5,12 +5,12 @@ use std::{num::NonZeroU16, sync::Arc, time::Duration};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
-    Counts, Faults, Scenario, Summary, agent::Agent, broker::Broker, checker::Ledger, clock::SimulatedClock,
-    line::Wire,
+    Counts, Faults, Scenario, Summary, agent::Agent, broker::Broker, checker::Ledger, clients::Clients,
+    clock::SimulatedClock, line::Wire,
 };
 use crate::{
     config::{Route, RouteDecode, Value},
-    env::{Clock as _, Entropy},
+    env::{Clock as _, Entropy, Monotonic},
     log::store::simulated::{Fault, SimulatedDisk},
     record::{PartitionId, StreamName},
     replicate::{
@@ -90,9 +90,12 @@ pub(super) struct World {
     brokers: SimulatedBrokers,
     wire: Wire,
     broker: Broker,
+    clients: Clients,
     ledger: Ledger,
     /// None between a crash and the next start.
     agent: Option<Agent>,
+    /// Until then the thread that owns the log waits for the disk.
+    disk_busy_until: Monotonic,
     crashes: u32,
 }
 
@@ -107,6 +110,7 @@ impl World {
             outside.clock.boot();
         }
         let wire = Wire::new(&mut rng);
+        let clients = Clients::new(&mut rng);
         Self {
             rng,
             faults: scenario.faults,
@@ -118,8 +122,10 @@ impl World {
             brokers,
             wire,
             broker: Broker::default(),
+            clients,
             ledger: Ledger::default(),
             agent: None,
+            disk_busy_until: Monotonic::default(),
             crashes: 0,
         }
     }
@@ -169,16 +175,22 @@ impl World {
             let full = self.rng.random_bool(0.4);
             disk.set_capacity_bytes(full.then(|| self.rng.random_range(0..20_000)));
         }
+        if self.happens(faults.slow_disk) {
+            let busy = Duration::from_millis(self.rng.random_range(100..10_000));
+            self.disk_busy_until = self.outside.clock.monotonic() + busy;
+        }
         if self.happens(faults.kafka) {
             let partition = PartitionId(self.rng.random_range(0..3));
             let topic = TOPICS[self.rng.random_range(0..TOPICS.len())];
-            match self.rng.random_range(0..7) {
+            match self.rng.random_range(0..9) {
                 0 => brokers.set_away(true),
                 1 => brokers.set_away(false),
                 2 => brokers.hold_reports(true),
                 3 => brokers.hold_reports(false),
                 4 => brokers.fail_next("simulated"),
                 5 => brokers.set_leader(topic, partition, false),
+                6 if self.transactions => brokers.fence(),
+                7 => brokers.forget_group(),
                 _ => brokers.set_leader(topic, partition, true),
             }
         }
@@ -195,6 +207,12 @@ impl World {
         if self.happens(faults.connection) {
             self.break_connection();
         }
+        if self.happens(faults.connection)
+            && let Some(agent) = &mut self.agent
+        {
+            let clock = &*self.outside.clock;
+            self.clients.break_connection(&mut self.rng, clock, &mut agent.listener, &mut self.ledger);
+        }
         if self.happens(faults.restart_of_device) {
             self.wire.restart(&mut self.rng, &mut self.ledger);
         }
@@ -209,6 +227,7 @@ impl World {
         let now_us = self.outside.clock.monotonic().as_micros();
         self.wire.load(&mut self.rng, now_us, &mut self.ledger);
         self.broker.load(&mut self.rng);
+        self.clients.load(&mut self.rng);
     }
 
     fn clear_up(&mut self) {
@@ -236,13 +255,16 @@ impl World {
             self.agent = Agent::start(&mut self.outside, store, limit_bytes, transactions, seed);
             self.broker.disconnect();
         }
-        for stage in 0..4 {
+        for stage in 0..5 {
             let Some(agent) = &mut self.agent else { return };
             let clock = &*self.outside.clock;
             match stage {
                 0 => self.wire.talk(&mut self.rng, clock, &mut agent.port, &mut self.ledger),
                 1 => self.broker.talk(&mut self.rng, clock, &mut agent.session, &mut self.ledger),
-                2 => agent.stages.commit(&self.outside),
+                2 => self.clients.talk(&mut self.rng, clock, &mut agent.listener, &mut self.ledger),
+                // Replication asks the log too, and waits with it.
+                3 | 4 if clock.monotonic() < self.disk_busy_until => {}
+                3 => agent.stages.commit(&self.outside),
                 _ => agent.stages.replicate(&mut self.outside),
             }
             if self.disk.is_dead() || self.happens(self.faults.crash) {
@@ -254,6 +276,7 @@ impl World {
     fn crash(&mut self) {
         self.crashes += 1;
         self.agent = None;
+        self.clients.disconnect(&mut self.rng, &mut self.ledger);
         // Killed, the kernel writes what it has; without power some of it, by luck.
         if self.rng.random_bool(0.5) {
             self.disk.crash(usize::MAX);
@@ -271,13 +294,13 @@ impl World {
     }
 
     fn is_settled(&mut self) -> bool {
-        let quiet = self.wire.is_quiet() && self.broker.is_quiet();
+        let quiet = self.wire.is_quiet() && self.broker.is_quiet() && self.clients.is_quiet();
         quiet && self.agent.as_mut().is_some_and(|agent| agent.stages.is_caught_up())
     }
 
     fn why_not_settled(&mut self) -> String {
-        let (line, broker) = (self.wire.is_quiet(), self.broker.is_quiet());
+        let (line, broker, clients) = (self.wire.is_quiet(), self.broker.is_quiet(), self.clients.is_quiet());
         let kafka = self.agent.as_mut().map(|agent| agent.stages.is_caught_up());
-        format!("not settled: line {line}, broker {broker}, Kafka {kafka:?}")
+        format!("not settled: line {line}, broker {broker}, clients {clients}, Kafka {kafka:?}")
     }
 }

@@ -145,7 +145,7 @@ fn read_passwords(file: &FileRef) -> Result<PasswordFile, Unreadable> {
 }
 
 /// Nobody has a password: the address decides, and who is in may do everything.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, fuzzing, feature = "simulation"))]
 impl From<Anonymous> for Configured {
     fn from(anonymous: Anonymous) -> Self {
         Self { anonymous, certificate_user: CertificateUser::None, passwords: None, acl: None }

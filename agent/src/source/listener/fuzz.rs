@@ -31,29 +31,16 @@ type Served = (Vec<(String, Vec<u8>)>, Vec<u8>, Vec<u8>);
 
 fn served<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Served {
     let config = Listener {
-        name: "fuzz".into(),
-        listen: ([127, 0, 0, 1], 1883).into(),
         anonymous: Anonymous::Anywhere,
-        password_file: None,
-        acl_file: None,
-        tls: None,
-        certificate_user: CertificateUser::None,
         max_connections: 4,
-        connect_timeout: Duration::from_secs(10),
         max_half_open: 4,
-        connects_per_second: 0,
         max_packet_bytes: PACKET_BYTES_MAX,
         receive_maximum: 4,
         reject_invalid: true,
-        tells_drops: false,
-        keep_alive_max_s: 60,
         session_expiry_max: Duration::from_secs(60),
-        client_bytes_per_second: 0,
-        client_messages_per_second: 0,
         queue_bytes: 100_000,
         retained_bytes: 1000,
-        local_topic_filters: Vec::new(),
-        routes: Vec::new(),
+        ..Listener::for_test()
     };
     let now = Monotonic::default();
     let mut broker = Broker::new(config, Box::new(Configured::from(Anonymous::Anywhere)), Box::new(Zero));

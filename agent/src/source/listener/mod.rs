@@ -35,6 +35,8 @@ pub(crate) mod packet;
 mod peer;
 mod questions;
 mod ready;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod simulated;
 mod stage;
 mod subscriptions;
 #[cfg(test)]

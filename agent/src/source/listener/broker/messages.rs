@@ -12,6 +12,7 @@ use super::{Broker, ConnectionKey, End, Incoming, Store, refused};
 use crate::{
     config::{MqttVersion, Qos},
     env::Monotonic,
+    intake::Ticket,
     source::listener::{
         connection::Arrival,
         outbox::Delivery,
@@ -44,7 +45,9 @@ impl Broker {
             Arrival::UnderWay => return Ok(()),
             Arrival::Known(answer) => {
                 *self.drops.entry("redelivered").or_default() += 1;
-                (Some(store.last_ticket()), Some(answer))
+                // Where nothing was taken yet it was stored in a life before, and no commit is to come.
+                let ticket = Some(store.last_ticket()).filter(|ticket| *ticket > Ticket::default());
+                (ticket, Some(answer))
             }
             Arrival::New(answer) if self.access.publish(self.sessions[session].client(), topic) => {
                 let message = Incoming { topic, payload: payload.clone(), properties: publish.properties };
@@ -62,8 +65,8 @@ impl Broker {
             let connection = &mut self.connections[key];
             connection.answer(ticket, answer, &mut self.sessions[session].known);
             self.unacknowledged -= usize::from(connection.unacknowledged() == 0);
+            self.note_window(session);
             if let Some(ticket) = ticket {
-                self.note_window(session);
                 if self.due.back() != Some(&(ticket, key)) {
                     self.due.push_back((ticket, key));
                 }

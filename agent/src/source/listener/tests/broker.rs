@@ -51,13 +51,14 @@ fn a_qos_2_message_is_stored_once_until_its_pubrel() {
     bench.lose(key);
     let (key, present) = bench.connect(&connect("c", false));
     assert!(present);
+    bench.send(key, &publish(0x32, "room/1", 8, "b"));
     assert_eq!(bench.send(key, &again), [0; 0], "answered behind all that was taken");
     bench.commit();
-    assert_eq!(bench.output(key), [0x50, 2, 0, 7]);
+    assert_eq!(bench.output(key), [0x40, 2, 0, 8, 0x50, 2, 0, 7]);
     assert_eq!(bench.send(key, &packet(0x62, &[0, 7])), [0x70, 2, 0, 7]);
     assert_eq!(bench.send(key, &packet(0x62, &[0, 7])), [0x70, 3, 0, 7, 0x92], "an id that nobody knows");
     bench.send(key, &first);
-    assert_eq!(bench.payloads(), ["a", "a"]);
+    assert_eq!(bench.payloads(), ["a", "b", "a"]);
 }
 
 #[test]

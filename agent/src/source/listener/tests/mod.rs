@@ -26,33 +26,13 @@ use crate::{
 fn config() -> Listener {
     let stream = StreamName::new("readings").expect("a name");
     Listener {
-        name: "test".into(),
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        anonymous: Anonymous::Loopback,
-        password_file: None,
-        acl_file: None,
-        tls: None,
-        certificate_user: CertificateUser::None,
-        max_connections: 10,
-        connect_timeout: Duration::from_secs(10),
-        max_half_open: 10,
-        connects_per_second: 0,
-        max_packet_bytes: 4096,
-        receive_maximum: 10,
-        reject_invalid: false,
-        tells_drops: false,
-        keep_alive_max_s: 60,
-        session_expiry_max: Duration::from_secs(3600),
-        client_bytes_per_second: 0,
-        client_messages_per_second: 0,
-        queue_bytes: 2000,
-        retained_bytes: 2000,
         local_topic_filters: vec!["home/#".into()],
         routes: vec![Route {
             topic_filter: "room/+".into(),
             decode: RouteDecode::Raw { stream, device_topic: "room/{device}".into() },
             value: Value::Raw,
         }],
+        ..Listener::for_test()
     }
 }
 
@@ -107,6 +87,8 @@ fn subscribe(filters: &[(&str, u8)]) -> Vec<u8> {
 #[derive(Default)]
 struct Taken {
     messages: Vec<(String, String)>,
+    /// Messages of them that were submitted, in so many commits.
+    submitted_messages: usize,
     submitted: u64,
 }
 
@@ -123,7 +105,7 @@ impl Store for Taken {
     }
 
     fn last_ticket(&self) -> Ticket {
-        Ticket(self.submitted + 1)
+        Ticket(self.submitted + u64::from(self.messages.len() > self.submitted_messages))
     }
 }
 
@@ -199,6 +181,7 @@ impl Bench {
     /// All but these becomes durable; a policy has dropped them. By their place among all messages.
     fn commit_but(&mut self, dropped: &[usize]) {
         self.taken.submitted += 1;
+        self.taken.submitted_messages = self.taken.messages.len();
         let ticket = Ticket(self.taken.submitted);
         let dropped = dropped.iter().map(|index| (ticket, *index)).collect();
         self.broker.acknowledged(Acknowledgement::for_test(ticket), &dropped);
