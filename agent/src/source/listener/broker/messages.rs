@@ -63,6 +63,8 @@ impl Broker {
             connection.answer(ticket, answer, &mut self.sessions[session].known);
             self.unacknowledged -= usize::from(connection.unacknowledged() == 0);
             if let Some(ticket) = ticket {
+                let (packet_id, digest) = answer.message();
+                self.sessions[session].known.noted.take(packet_id, digest);
                 self.note_window(session);
                 if self.due.back() != Some(&(ticket, key)) {
                     self.due.push_back((ticket, key));
