@@ -79,7 +79,8 @@ impl Broker {
             self.turns += u64::from(!answers.is_empty());
             self.to_broker.extend(answers.iter().map(|answer| (self.turns, *answer)));
         }
-        let count = rng.random_range(0..=self.to_broker.len());
+        // A busy broker leaves the answers of many turns unread.
+        let count = if rng.random_bool(0.5) { rng.random_range(0..=self.to_broker.len()) } else { 0 };
         self.take_answers(count, ledger);
     }
 
@@ -138,10 +139,15 @@ impl Broker {
     }
 
     /// The connection breaks while the agent lives.
-    pub(super) fn break_connection(&mut self, session: &mut SimulatedSession, ledger: &mut Ledger) {
+    pub(super) fn break_connection(
+        &mut self,
+        lost_turns: u64,
+        session: &mut SimulatedSession,
+        ledger: &mut Ledger,
+    ) {
         if self.is_connected {
             session.disconnected();
-            self.lose_last(ledger);
+            self.lose_last(lost_turns, ledger);
         }
     }
 
@@ -151,10 +157,9 @@ impl Broker {
         self.disconnect();
     }
 
-    /// The connection ends, and what the agent has sent last does not arrive. More than that is not lost here: what was
-    /// answered over more than one commit, and lost with connection and agent within one, is stored again, as is known.
-    pub(super) fn lose_last(&mut self, ledger: &mut Ledger) {
-        let arrived = self.to_broker.partition_point(|(turn, _)| *turn < self.turns);
+    /// The connection ends, and what the agent has sent in its last so many `turns` does not arrive.
+    pub(super) fn lose_last(&mut self, turns: u64, ledger: &mut Ledger) {
+        let arrived = self.to_broker.partition_point(|(turn, _)| turn + turns <= self.turns);
         self.take_answers(arrived, ledger);
         self.disconnect();
     }

@@ -34,6 +34,9 @@ const SETTLE_STEPS: u32 = 4000;
 /// How often, in so many of a thousand turns, a time server answers a gateway whose clock is not right.
 const SYNC_PER_MILLE: u16 = 20;
 
+/// Most turns of the agent whose answers a broker has not read when the connection ends.
+const LOST_TURNS_MAX: u64 = 6;
+
 /// Partitions of a stream.
 pub(super) fn partitions(_stream: &str) -> NonZeroU16 {
     PARTITIONS
@@ -283,13 +286,14 @@ impl World {
             self.broker.kill(&mut self.ledger);
         } else {
             self.disk.crash(self.rng.random_range(0..3));
-            self.broker.lose_last(&mut self.ledger);
+            self.broker.lose_last(self.rng.random_range(1..=LOST_TURNS_MAX), &mut self.ledger);
         }
     }
 
     fn break_connection(&mut self) {
         if let Some(agent) = &mut self.agent {
-            self.broker.break_connection(&mut agent.session, &mut self.ledger);
+            let lost_turns = self.rng.random_range(1..=LOST_TURNS_MAX);
+            self.broker.break_connection(lost_turns, &mut agent.session, &mut self.ledger);
         }
     }
 

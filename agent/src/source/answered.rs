@@ -38,10 +38,10 @@ impl Answered {
         self.latest = 0;
     }
 
-    /// A message was answered.
-    pub(super) fn push(&mut self, packet_id: u16, digest: u32) {
+    /// A message was answered. False if it is not remembered.
+    pub(super) fn push(&mut self, packet_id: u16, digest: u32) -> bool {
         if self.repeats_itself {
-            return;
+            return false;
         }
         if self.digests.insert(packet_id, digest).is_some() {
             self.order.retain(|id| *id != packet_id);
@@ -53,6 +53,7 @@ impl Answered {
         {
             self.digests.remove(&oldest);
         }
+        true
     }
 
     /// The message that was answered as `packet_id`.
@@ -60,21 +61,32 @@ impl Answered {
         self.digests.get(&packet_id).copied()
     }
 
-    /// Those of the last acknowledgement.
-    pub(super) fn latest(&self) -> impl Iterator<Item = (u16, u32)> {
-        let latest = self.order.iter().rev().take(self.latest);
-        latest.filter_map(|id| Some((*id, self.get(*id)?)))
+    /// All that are remembered, in the order of their answers.
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (u16, u32)> {
+        // Each has its digest.
+        self.order.iter().map(|id| (*id, self.get(*id).unwrap_or_default()))
     }
 
-    /// The sender has given `packet_id` to a new message. True if messages are forgotten for that.
+    /// How many of the last belong to the last acknowledgement.
+    pub(super) fn latest(&self) -> usize {
+        self.latest.min(self.order.len())
+    }
+
+    /// Whether there are as many as the sender may have without an answer.
+    pub(super) fn is_full(&self) -> bool {
+        self.order.len() == self.max
+    }
+
+    /// The sender has given `packet_id` to a new message. True if that is equal to the one before, so that all are forgotten.
     pub(super) fn is_given_anew(&mut self, packet_id: u16, digest: u32) -> bool {
         let Some(before) = self.digests.remove(&packet_id) else { return false };
         self.order.retain(|id| *id != packet_id);
-        if before == digest {
+        let is_equal = before == digest;
+        if is_equal {
             self.repeats_itself = true;
             self.take();
         }
-        true
+        is_equal
     }
 
     /// Takes all: the connection has ended.

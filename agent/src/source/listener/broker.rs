@@ -338,12 +338,14 @@ impl Broker {
     pub(super) fn shut_down(&mut self, now: Monotonic, store: &mut dyn Store) {
         let keys: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
         for key in keys {
-            // Not the client's fault, so no will: it comes back to the next life of this server.
-            if let Some(session) = self.connections[key].session() {
-                self.sessions[session].will = None;
+            let connection = &mut self.connections[key];
+            if let Some(session) = connection.session() {
+                let session = &mut self.sessions[session];
+                // Not the client's fault, so no will: it comes back to the next life of this server.
+                session.will = None;
+                // It is waited for until it has read them.
+                connection.forget_answered(&mut session.known);
             }
-            // It is waited for until it has read them.
-            self.connections[key].forget_answered();
             self.end(now, key, refused(Reason::ServerShuttingDown, "the agent stops"), store);
         }
         self.refusals.clear();
@@ -497,7 +499,7 @@ impl Broker {
         self.unacknowledged -= connection.unacknowledged();
         self.touched.insert(key);
         let Some(session) = session else {
-            connection.close(&mut Known::new());
+            connection.close(&mut Known::default());
             return self.moved_on(key, before);
         };
         let state = &mut self.sessions[session];

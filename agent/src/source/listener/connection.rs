@@ -22,7 +22,7 @@ use crate::{
     env::Monotonic,
     intake::{Acknowledgement, Ticket, Unacknowledged},
     log::CRC_32C,
-    source::answered::Answered,
+    source::{answered::Answered, window::Noted},
 };
 
 /// Topic aliases that a client may set. Each keeps a topic in memory.
@@ -41,9 +41,15 @@ pub(super) const WRONG_PASSWORD: PacketError =
 /// How much of its rate a client may use at once.
 const BURST: Duration = Duration::from_secs(1);
 
-/// Messages of a session by packet id, with the digest of each, that must not be stored again: those of QoS 2 until PUBREL, and
-/// those of a broken connection that were not answered, or answered last: the client may not have read it.
-pub(super) type Known = BTreeMap<u16, Seen>;
+/// Messages of a session that must not be stored again.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// With the digest of each: those of QoS 2 until PUBREL, and those of a broken connection that were not answered, or answered
+    /// last: the client may not have read it.
+    pub(super) by_id: BTreeMap<u16, Seen>,
+    /// What is noted of these, and of those that the connection has.
+    pub(super) noted: Noted,
+}
 
 /// A message that was stored, or was on its way to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +75,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// The message, by packet id and digest.
+    pub(super) fn message(&self) -> (u16, u32) {
+        (self.packet_id, self.digest)
+    }
+
     /// The same for what became of the message.
     pub(super) fn to(self, taken: Option<Taken>) -> Self {
         let reason = match taken {
@@ -323,7 +334,9 @@ impl Connection {
         };
         if !publish.dup {
             self.goes_on = true;
-            self.answered.is_given_anew(publish.packet_id, digest);
+            if self.answered.is_given_anew(publish.packet_id, digest) {
+                known.noted.rewrite();
+            }
         }
         let answered = self.answered.get(publish.packet_id).map(|digest| Seen {
             digest,
@@ -331,7 +344,7 @@ impl Connection {
             answered: true,
         });
         let before =
-            known.remove(&publish.packet_id).or(answered.filter(|_| publish.qos == Qos::AtLeastOnce));
+            known.by_id.remove(&publish.packet_id).or(answered.filter(|_| publish.qos == Qos::AtLeastOnce));
         // A client that lost its memory gives an id to another message: only one that is equal is a repetition, and with QoS 1,
         // where the id is free after PUBACK, only one that says so.
         let repeated = before.is_some_and(|seen| {
@@ -378,7 +391,11 @@ impl Connection {
         self.answered.begin();
         if std::mem::take(&mut self.goes_on) {
             // What was to come again came before what is new (MQTT-4.4.0-1, MQTT-4.6.0-1).
-            known.retain(|_, seen| !seen.answered);
+            let before = known.by_id.len();
+            known.by_id.retain(|_, seen| !seen.answered);
+            if known.by_id.len() < before {
+                known.noted.rewrite();
+            }
         }
         let mut waiting = std::mem::take(&mut self.waiting);
         for answer in waiting.release(acknowledgement) {
@@ -389,6 +406,10 @@ impl Connection {
         if !waiting.is_empty() {
             self.waiting = waiting;
         }
+        // Some clients send what is new first, and repeat after a second; a client that has left so many behind has it no more.
+        if self.answered.is_full() {
+            known.by_id.retain(|_, seen| !seen.restored);
+        }
     }
 
     fn write(&mut self, answer: Answer, known: &mut Known) {
@@ -398,22 +419,24 @@ impl Connection {
             if reason == Reason::Success || self.version == MqttVersion::V3 {
                 self.unreleased += 1;
             } else {
-                known.remove(&packet_id); // section 4.3.3: no PUBREL follows
+                known.by_id.remove(&packet_id); // section 4.3.3: no PUBREL follows
+                known.noted.release(packet_id);
             }
         } else {
             packet::puback(&mut self.out, self.version, packet_id, reason);
             // Of what it may not publish nothing was stored.
-            if reason != Reason::NotAuthorized {
-                self.answered.push(packet_id, digest);
+            if reason != Reason::NotAuthorized && !self.answered.push(packet_id, digest) {
+                known.noted.rewrite();
             }
         }
     }
 
     /// PUBREL came: the id is free.
     pub(super) fn release(&mut self, packet_id: u16, known: &mut Known) {
-        let reason = match known.remove(&packet_id) {
+        let reason = match known.by_id.remove(&packet_id) {
             Some(_) => {
                 self.unreleased = self.unreleased.saturating_sub(1);
+                known.noted.release(packet_id);
                 Reason::Success
             }
             None => Reason::PacketIdentifierNotFound,
@@ -434,17 +457,18 @@ impl Connection {
     }
 
     /// What was answered will not come again.
-    pub(super) fn forget_answered(&mut self) {
+    pub(super) fn forget_answered(&mut self, known: &mut Known) {
         self.answered.take();
+        known.noted.rewrite();
     }
 
     /// Keeps no more ids than two connections can leave behind: a client that never releases its own costs no memory, and may see
     /// a message stored twice.
     fn remember(&self, known: &mut Known, packet_id: u16, digest: u32, answered: bool) {
-        while known.len() >= 2 * self.receive_maximum {
-            known.pop_first();
+        while known.by_id.len() >= 2 * self.receive_maximum {
+            known.by_id.pop_first();
         }
-        known.insert(packet_id, Seen { digest, restored: false, answered });
+        known.by_id.insert(packet_id, Seen { digest, restored: false, answered });
     }
 
     /// Why the connection has to end now, if so.
@@ -481,9 +505,14 @@ impl Connection {
         self.in_flight() >= self.receive_maximum && !self.waiting.is_empty()
     }
 
-    /// What is stored, or on its way to be, and has no answer, or one that the client may not have read.
+    /// Messages whose PUBACK the client may not have read.
+    pub(super) fn answered(&self) -> &Answered {
+        &self.answered
+    }
+
+    /// What is stored, or on its way to be, and has no answer.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = (u16, u32)> {
-        self.answered.latest().chain(self.waiting.iter().map(|answer| (answer.packet_id, answer.digest)))
+        self.waiting.iter().map(Answer::message)
     }
 
     /// Messages without their PUBACK or PUBREC.

@@ -112,14 +112,13 @@ pub async fn run(config: MqttSource, record_bytes_max: usize, context: SourceCon
             return;
         }
     };
-    let memory = Memory::restore(&context.remembered);
-    let session = memory.session(&config.client_id).and_then(|(broker, window)| {
-        let at = config.brokers.iter().position(|known| address(known) == broker)?;
-        Some((at, window))
-    });
-    let (session_at, window) = session.unzip();
+    let (memory, window, noted) = Memory::restore(&context.remembered);
+    let session_at = memory
+        .broker(&config.client_id)
+        .and_then(|broker| config.brokers.iter().position(|known| address(known) == broker));
+    let window = session_at.map(|_| window).unwrap_or_default();
     let source = Source {
-        deliveries: Deliveries::new(config.receive_maximum, window.unwrap_or_default()),
+        deliveries: Deliveries::new(config.receive_maximum, window, noted),
         subscriptions: Subscriptions::new(config.routes.iter().map(|route| route.topic_filter.as_str())),
         reconnect: Backoff::new(config.reconnect),
         resubscribe: Backoff::new(RESUBSCRIBE),
@@ -210,8 +209,6 @@ impl Source {
                     let since = self.context.clock.monotonic();
                     let ended = self.serve(connection, broker).await;
                     self.disconnected();
-                    // What it answered may not have arrived.
-                    self.note();
                     self.reconnect.lived(since, self.context.clock.monotonic());
                     match ended {
                         Ended::ForGood => break,
@@ -415,7 +412,7 @@ impl Source {
     /// Adds to the group what is to be remembered of the session once it is durable.
     fn note(&mut self) {
         let Some(broker) = self.session_at else { return };
-        let noting = self.deliveries.noting(&self.group.answers, self.memory.is_full());
+        let noting = self.deliveries.noting(&self.group.answers);
         let changes = self.memory.changes(&self.config.client_id, &self.address(broker), noting);
         self.group.notes.extend(self.context.intake.notes(changes));
     }
@@ -542,7 +539,8 @@ impl Source {
         if !matches!(timeout(DRAIN_TIMEOUT, sent_and_read).await, Ok(Ok(()))) {
             debug!(source = self.config.name, "the broker did not wait for DISCONNECT");
         } else {
-            // No next message comes: what was answered is noted now. A pipeline that has ended keeps what was noted before.
+            // No next message comes: that it was answered is noted now. A pipeline that has ended keeps what was noted before.
+            self.deliveries.all_arrived();
             self.note();
             if !self.group.is_empty()
                 && let Some(reservation) = self.context.intake.try_reserve(self.group.size_bytes())

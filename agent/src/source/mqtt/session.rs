@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
-use super::{
-    memory::Noting,
-    wire::{Publish, Writer},
-};
+use super::wire::{Publish, Writer};
 use crate::{
     config::Qos,
     env::Monotonic,
     intake::{Acknowledgement, Ticket, Unacknowledged},
     log::CRC_32C,
-    source::{answered::Answered, window::Window},
+    source::{
+        answered::Answered,
+        window::{Noted, PartChange, Window},
+    },
 };
 
 /// Unacknowledged messages at which a broker with MQTT 3.1.1 may hold back: Mosquitto's `max_inflight_messages`.
@@ -59,13 +59,13 @@ pub(super) struct Deliveries {
     last_acknowledgement: Option<Acknowledgement>,
     arrived_at: Monotonic,
     urged: bool,
-    /// Messages have left the window since it was noted.
-    is_noted_anew: bool,
+    /// What is noted of all these.
+    noted: Noted,
 }
 
 impl Deliveries {
-    /// Nothing in flight but what a life before noted as its [`window`](Self::window). `receive_maximum` as sent in CONNECT.
-    pub(super) fn new(receive_maximum: u16, before: Window) -> Self {
+    /// Nothing in flight but what a life before has `noted` as its window, which is `before`. `receive_maximum` as sent in CONNECT.
+    pub(super) fn new(receive_maximum: u16, before: Window, noted: Noted) -> Self {
         Self {
             receive_maximum: usize::from(receive_maximum),
             waiting: Unacknowledged::default(),
@@ -77,7 +77,7 @@ impl Deliveries {
             last_acknowledgement: None,
             arrived_at: Monotonic::default(),
             urged: false,
-            is_noted_anew: true,
+            noted,
         }
     }
 
@@ -88,14 +88,19 @@ impl Deliveries {
         self.before.extend(self.waiting.abandon().map(|answer| (answer.packet_id, answer.digest)));
         self.peak = 0;
         self.urged = false;
-        self.is_noted_anew = true;
     }
 
     /// The broker has no session of ours, or it is another broker: its packet ids mean new messages.
     pub(super) fn session_lost(&mut self) {
         self.before.clear();
         self.answered = Answered::new(self.receive_maximum);
-        self.is_noted_anew = true;
+        self.noted.rewrite();
+    }
+
+    /// The broker has read all that was sent to it.
+    pub(super) fn all_arrived(&mut self) {
+        self.answered.take();
+        self.noted.rewrite();
     }
 
     /// Judges a message. Called in PUBLISH order; the answers go back to [`Deliveries::submitted`] in that order.
@@ -109,9 +114,10 @@ impl Deliveries {
         let answer = Answer { packet_id, qos: publish.qos, digest };
         if !publish.dup {
             // What was to come again comes before all else (MQTT-4.4.0-1, MQTT-4.6.0-1): this session's has come.
-            self.is_noted_anew |= !self.before.is_empty();
-            self.before.clear();
-            self.is_noted_anew |= self.answered.is_given_anew(packet_id, digest);
+            let is_last_of_before = !std::mem::take(&mut self.before).is_empty();
+            if self.answered.is_given_anew(packet_id, digest) || is_last_of_before {
+                self.noted.rewrite();
+            }
             return Arrival::New(Some(answer));
         }
         // The id alone proves nothing if the broker went back to an old state of its own: only a message that claims to
@@ -134,22 +140,25 @@ impl Deliveries {
         self.urged = false;
     }
 
-    /// What is to be noted with `taken`, which is not submitted yet; all of the window if `is_full`.
-    pub(super) fn noting(&mut self, taken: &[Answer], is_full: bool) -> Noting {
-        if std::mem::take(&mut self.is_noted_anew) || is_full {
-            Noting::Whole(self.window(taken))
+    /// What is to be noted with `taken`, which is not submitted yet.
+    pub(super) fn noting(&mut self, taken: &[Answer]) -> Vec<PartChange> {
+        taken.iter().for_each(|answer| self.noted.take(answer.packet_id, answer.digest));
+        let known = self.before.len() + self.unreleased.len() + self.answered.iter().len();
+        if self.noted.is_due(known + self.waiting.len() + taken.len()) {
+            let window = self.window(taken);
+            self.noted.whole(&window)
         } else {
-            Noting::Further(taken.iter().map(|answer| (answer.packet_id, answer.digest)).collect())
+            self.noted.further()
         }
     }
 
-    /// What must be known as stored after a crash once `taken` is: what has no answer, or has one of the last acknowledgement,
-    /// which may not have reached the broker.
-    fn window(&self, taken: &[Answer]) -> Window {
-        let unanswered = self.waiting.iter().chain(taken).map(|answer| (answer.packet_id, answer.digest));
+    /// What must be known as stored after a crash once `taken` is: what has no answer, and what has one that may not have reached
+    /// the broker. The oldest come first.
+    fn window(&self, taken: &[Answer]) -> Vec<(u16, u32)> {
         let known =
             self.before.iter().chain(&self.unreleased).map(|(packet_id, digest)| (*packet_id, *digest));
-        known.chain(self.answered.latest()).chain(unanswered).collect()
+        let unanswered = self.waiting.iter().chain(taken).map(|answer| (answer.packet_id, answer.digest));
+        known.chain(self.answered.iter()).chain(unanswered).collect()
     }
 
     /// Answers what `acknowledgement` covers.
@@ -163,7 +172,6 @@ impl Deliveries {
             self.peak = self.in_flight();
         }
         self.last_acknowledgement = Some(acknowledgement);
-        self.is_noted_anew = true;
         self.answered.begin();
         self.answer(writer);
     }
@@ -181,7 +189,9 @@ impl Deliveries {
                 Qos::AtMostOnce => {}
                 Qos::AtLeastOnce => {
                     writer.puback(packet_id);
-                    self.answered.push(packet_id, digest);
+                    if !self.answered.push(packet_id, digest) {
+                        self.noted.rewrite();
+                    }
                 }
                 Qos::ExactlyOnce => {
                     writer.pubrec(packet_id);
@@ -195,9 +205,9 @@ impl Deliveries {
     /// would else ask for ever.
     pub(super) fn release(&mut self, now: Monotonic, packet_id: u16, writer: &mut Writer) {
         self.arrived_at = now;
-        self.unreleased.remove(&packet_id);
-        self.before.remove(&packet_id);
-        self.is_noted_anew = true;
+        if self.unreleased.remove(&packet_id).or(self.before.remove(&packet_id)).is_some() {
+            self.noted.release(packet_id);
+        }
         writer.pubcomp(packet_id);
     }
 
@@ -386,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_falls_silent_at_its_limit_is_answered_early() {
-        let mut deliveries = Deliveries::new(2048, Window::new());
+        let mut deliveries = Deliveries::new(2048, Window::new(), Noted::default());
         take(&mut deliveries, at(0), 1, 19);
         assert_eq!(deliveries.urge_at(), None, "no broker has so low a limit");
         take(&mut deliveries, at(10), 2, 1);
@@ -401,7 +411,7 @@ mod tests {
             let acknowledgement = Acknowledgement::for_test(Ticket(ticket));
             deliveries.acknowledged(now, acknowledgement, &mut Writer::new(MqttVersion::V3));
         };
-        let mut deliveries = Deliveries::new(2048, Window::new());
+        let mut deliveries = Deliveries::new(2048, Window::new(), Noted::default());
         take(&mut deliveries, at(0), 1, 50);
         acknowledge(&mut deliveries, at(1), 1);
         take(&mut deliveries, at(10), 2, 30);
@@ -413,14 +423,14 @@ mod tests {
 
     #[test]
     fn at_receive_maximum_there_is_nothing_to_wait_for() {
-        let mut deliveries = Deliveries::new(5, Window::new());
+        let mut deliveries = Deliveries::new(5, Window::new(), Noted::default());
         take(&mut deliveries, at(7), 1, 5);
         assert_eq!(deliveries.urge_at(), Some(at(7)));
     }
 
     #[test]
     fn an_acknowledgement_of_an_old_connection_answers_nothing_on_a_new_one() {
-        let mut deliveries = Deliveries::new(100, Window::new());
+        let mut deliveries = Deliveries::new(100, Window::new(), Noted::default());
         take(&mut deliveries, at(0), 1, 3);
         deliveries.disconnected();
         let mut writer = Writer::new(MqttVersion::V3);

@@ -63,10 +63,9 @@ impl SimulatedSession {
         intake: Intake,
         remembered: &Remembered,
     ) -> Self {
-        let memory = Memory::restore(remembered);
-        let window = memory.session(CLIENT_ID).map(|(_, window)| window).unwrap_or_default();
+        let (memory, window, noted) = Memory::restore(remembered);
         Self {
-            deliveries: Deliveries::new(receive_maximum, window),
+            deliveries: Deliveries::new(receive_maximum, window, noted),
             memory,
             router: Router::new("broker", routes, record_bytes_max).expect("routes that are right"),
             intake,
@@ -94,7 +93,6 @@ impl SimulatedSession {
         if self.records.is_empty() {
             self.answers.clear();
         }
-        self.note();
         self.writer.buffer().clear();
     }
 
@@ -143,7 +141,7 @@ impl SimulatedSession {
     }
 
     fn note(&mut self) {
-        let noting = self.deliveries.noting(&self.answers, self.memory.is_full());
+        let noting = self.deliveries.noting(&self.answers);
         let changes = self.memory.changes(CLIENT_ID, BROKER, noting);
         self.notes.extend(self.intake.notes(changes));
     }

@@ -12,7 +12,7 @@ use crate::{
     config::{Backoff, Broker, MqttTls, MqttVersion, Qos, Route, RouteDecode, Value},
     log::Remembered,
     record::{StreamName, header},
-    source::{testing::FakePipeline, window::Window},
+    source::testing::FakePipeline,
 };
 
 const INTAKE_BYTES: usize = 1 << 20;

@@ -41,6 +41,7 @@ impl Broker {
         } else {
             publish.topic
         };
+        let is_known = matches!(arrival, Arrival::Known(_));
         let (ticket, answer) = match arrival {
             Arrival::UnderWay => return Ok(()),
             Arrival::Known(answer) => {
@@ -65,7 +66,11 @@ impl Broker {
             let connection = &mut self.connections[key];
             connection.answer(ticket, answer, &mut self.sessions[session].known);
             self.unacknowledged -= usize::from(connection.unacknowledged() == 0);
-            self.note_window(session);
+            if is_known || ticket.is_some() {
+                let (packet_id, digest) = answer.message();
+                self.sessions[session].known.noted.take(packet_id, digest);
+                self.note_window(session);
+            }
             if let Some(ticket) = ticket {
                 if self.due.back() != Some(&(ticket, key)) {
                     self.due.push_back((ticket, key));

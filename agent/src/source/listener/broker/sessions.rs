@@ -79,7 +79,7 @@ impl Broker {
             connection: None,
             expiry: Duration::ZERO,
             ends_at: None,
-            known: Known::new(),
+            known: Known::default(),
             filters: BTreeSet::new(),
             outbox: Outbox::default(),
             noted: false,
@@ -111,7 +111,7 @@ impl Broker {
         }
         self.clients.remove(&session.client_id);
         if session.noted {
-            self.memory.forget(key, session.client_id);
+            self.memory.forget(key, &session.client_id, &session.known.noted);
         }
     }
 }

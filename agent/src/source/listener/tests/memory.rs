@@ -1,7 +1,10 @@
 //! What a restart brings back.
 
 use super::*;
-use crate::{log::Remembered, source::window};
+use crate::{
+    log::Remembered,
+    source::window::{self, Window},
+};
 
 /// What a commit makes durable with the messages taken so far.
 pub(super) fn note(bench: &mut Bench, remembered: &mut Remembered) {
@@ -12,7 +15,7 @@ pub(super) fn note(bench: &mut Bench, remembered: &mut Remembered) {
 }
 
 /// The next life of the agent.
-fn restart(remembered: &Remembered) -> Bench {
+pub(super) fn restart(remembered: &Remembered) -> Bench {
     let mut bench = Bench::new(config());
     bench.broker.restore(bench.now, remembered);
     bench
@@ -100,26 +103,78 @@ fn an_equal_message_that_is_no_repetition_is_stored_after_a_crash() {
     }
 }
 
+/// The session `device`, each time it was noted: what is known of it.
+fn known(bench: &mut Bench, remembered: &mut Remembered) -> Vec<u16> {
+    note(bench, remembered);
+    let is_part = |key: &[u8]| key == b"wdevice" || key.starts_with(b"x") && key.ends_with(b"device");
+    let mut window = Window::new();
+    remembered.iter().filter(|(key, _)| is_part(key)).for_each(|(_, part)| window::decode(&mut window, part));
+    window.into_keys().collect()
+}
+
 #[test]
-fn what_was_answered_is_forgotten_with_the_acknowledgement_behind_it() {
+fn what_was_answered_stays_known_and_what_was_released_does_not() {
     let (mut bench, mut remembered) = (Bench::new(config()), Remembered::new());
     let (key, _) = bench.connect(&connect("device", false));
-    let mut known = |bench: &mut Bench| {
-        note(bench, &mut remembered);
-        let window = remembered.get(&b"wdevice"[..]).map(|window| window::decode(window));
-        window.unwrap_or_default().into_keys().collect::<Vec<_>>()
-    };
     bench.send(key, &publish(0x32, "room/1", 7, "a"));
     bench.send(key, &publish(0x34, "room/1", 8, "b"));
-    assert_eq!(known(&mut bench), [7, 8]);
+    assert_eq!(known(&mut bench, &mut remembered), [7, 8]);
     bench.commit();
     assert!(!bench.broker.has_news(), "no commit of its own for that");
-    assert_eq!(known(&mut bench), [7, 8], "the answers may not arrive; and PUBREL has not come");
+    assert_eq!(
+        known(&mut bench, &mut remembered),
+        [7, 8],
+        "the answers may not arrive; and PUBREL has not come"
+    );
     bench.send(key, &[0x62, 2, 0, 8]);
     bench.send(key, &publish(0x32, "room/1", 9, "c"));
-    assert_eq!(known(&mut bench), [7, 9]);
+    assert_eq!(known(&mut bench, &mut remembered), [7, 9]);
     bench.commit();
-    assert_eq!(known(&mut bench), [9]);
+    bench.send(key, &publish(0x32, "room/1", 10, "d"));
+    assert_eq!(known(&mut bench, &mut remembered), [7, 9, 10], "of several commits");
+    bench.commit();
+    // An id that is given to an equal message.
+    bench.send(key, &publish(0x32, "room/1", 9, "c"));
+    assert_eq!(known(&mut bench, &mut remembered), [9], "that it was answered is no longer known");
+    bench.commit();
+    bench.send(key, &publish(0x32, "room/1", 11, "e"));
+    assert_eq!(known(&mut bench, &mut remembered), [11]);
+}
+
+/// A link with a long way: PUBACKs of many commits are on it when the power fails.
+#[test]
+fn messages_whose_answers_of_many_commits_did_not_arrive_are_stored_once() {
+    let (mut bench, mut remembered) = (Bench::new(config()), Remembered::new());
+    let (key, _) = bench.connect(&connect("device", false));
+    let ids = 1..=config().receive_maximum;
+    for id in ids.clone() {
+        bench.send(key, &publish(0x32, "room/1", id, &format!("{id}")));
+        note(&mut bench, &mut remembered);
+        bench.commit();
+    }
+    let mut bench = restart(&remembered);
+    let (key, _) = bench.connect(&connect("device", false));
+    for id in ids {
+        bench.send(key, &publish(0x3a, "room/1", id, &format!("{id}")));
+    }
+    assert_eq!(bench.payloads(), [""; 0]);
+}
+
+/// While a commit waits, a round of reading costs what it brought.
+#[test]
+fn a_message_costs_a_note_of_some_bytes_however_many_are_unanswered() {
+    let config = Listener { receive_maximum: 2000, ..config() };
+    let (mut bench, mut remembered) = (Bench::new(config), Remembered::new());
+    let (key, _) = bench.connect(&connect_with("device", 0, &[], &[]));
+    note(&mut bench, &mut remembered);
+    let mut bytes = 0;
+    for id in 1..=2000 {
+        bench.send(key, &publish(0x32, "room/1", id, "a"));
+        let changes = bench.broker.changes(bench.now);
+        bytes +=
+            changes.iter().map(|(_, value)| value.as_ref().map_or(0, |value| value.len())).sum::<usize>();
+    }
+    assert!(bytes < 2000 * 50, "{bytes} bytes");
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! The listener without sockets in [`broker`], [`sessions`] and [`access`], with them in [`sockets`], [`secure`] and, in part, [`access`].
+//! The listener without sockets in [`broker`], [`sessions`], [`restarts`] and [`access`], with them in [`sockets`], [`secure`] and, in part, [`access`].
 
 mod access;
 mod broker;
 mod memory;
+mod restarts;
 mod secure;
 mod sessions;
 mod sockets;

@@ -10,10 +10,12 @@ use super::*;
 use crate::{
     intake::{Acknowledgement, Ticket},
     log::{Change, Remembered},
-    source::mqtt::{
-        memory::Noting,
-        session::{Answer, Arrival, Deliveries},
-        wire::{Publish, Writer},
+    source::{
+        mqtt::{
+            session::{Answer, Arrival, Deliveries},
+            wire::{Publish, Writer},
+        },
+        window::{Noted, Window},
     },
 };
 
@@ -34,8 +36,8 @@ enum Operation {
     Break,
     /// The agent is killed; what it has sent arrives.
     Kill,
-    /// The power fails: of what was sent last nothing arrives.
-    PowerCut,
+    /// The power fails: of what was sent for the last so many acknowledgements nothing arrives.
+    PowerCut(u64),
     /// The broker forgets the session.
     Forget,
 }
@@ -48,7 +50,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         5 => (1..5_usize).prop_map(Operation::Answer),
         1 => Just(Operation::Break),
         1 => Just(Operation::Kill),
-        1 => Just(Operation::PowerCut),
+        1 => (1..8_u64).prop_map(Operation::PowerCut),
     ]
 }
 
@@ -104,7 +106,7 @@ impl World {
             in_flight: Vec::new(),
             finished: BTreeSet::new(),
             answers: VecDeque::new(),
-            deliveries: Deliveries::new(RECEIVE_MAXIMUM, Window::new()),
+            deliveries: Deliveries::new(RECEIVE_MAXIMUM, Window::new(), Noted::default()),
             memory: Memory::default(),
             submitted: VecDeque::new(),
             tickets: 0,
@@ -122,15 +124,14 @@ impl World {
             Operation::Answer(packets) => self.answer(packets),
             Operation::Break => {
                 self.disconnect();
-                self.note();
                 while !self.submitted.is_empty() {
                     self.commit();
                 }
             }
             Operation::Kill => self.crash(|_| true),
-            Operation::PowerCut => {
+            Operation::PowerCut(acknowledgements) => {
                 let latest = self.acknowledgements;
-                self.crash(|acknowledgement| acknowledgement < latest);
+                self.crash(|acknowledgement| acknowledgement + acknowledgements <= latest);
             }
             Operation::Forget => self.forget(),
         }
@@ -177,7 +178,7 @@ impl World {
             }
         }
         if !records.is_empty() {
-            let noting = self.deliveries.noting(&answers, self.memory.is_full());
+            let noting = self.deliveries.noting(&answers);
             let changes = self.memory.changes("agent", "broker", noting);
             self.submit(records, changes, answers);
         } else if !answers.is_empty() {
@@ -243,9 +244,9 @@ impl World {
         self.answer(usize::MAX);
         self.disconnect();
         self.submitted.clear();
-        self.memory = Memory::restore(&self.remembered);
-        let window = self.memory.session("agent").map(|(_, window)| window);
-        self.deliveries = Deliveries::new(RECEIVE_MAXIMUM, window.unwrap_or_default());
+        let (memory, window, noted) = Memory::restore(&self.remembered);
+        self.memory = memory;
+        self.deliveries = Deliveries::new(RECEIVE_MAXIMUM, window, noted);
     }
 
     fn forget(&mut self) {
@@ -257,7 +258,7 @@ impl World {
     }
 
     fn note(&mut self) {
-        let noting = self.deliveries.noting(&[], self.memory.is_full());
+        let noting = self.deliveries.noting(&[]);
         let changes = self.memory.changes("agent", "broker", noting);
         self.submit(Vec::new(), changes, Vec::new());
     }
@@ -355,40 +356,39 @@ fn an_id_that_comes_back_at_once_makes_an_equal_message_a_new_one() {
 #[test]
 fn a_note_of_another_client_id_or_of_a_later_release_is_no_memory() {
     let mut memory = Memory::default();
-    let window = Window::from([(7, 1)]);
-    let changes = memory.changes("a", "broker:1883", Noting::Whole(window.clone()));
+    let piece = || vec![(Some(7), Some([0, 7, 0, 0, 0, 1].into()))];
+    let changes = memory.changes("a", "broker:1883", piece());
     assert_eq!(changes.len(), 2);
-    assert_eq!(memory.changes("a", "broker:1883", Noting::Whole(window.clone())), [], "as noted");
-    assert_eq!(memory.session("a"), Some(("broker:1883", window)));
-    assert_eq!(memory.session("b"), None);
-    let none = Noting::Whole(Window::new());
-    assert_eq!(memory.changes("a", "broker:1883", none), [(b"w"[..].into(), None)]);
-    let later = changes.into_iter().map(|(key, _)| (key, [0xff].into())).collect();
-    assert_eq!(Memory::restore(&later).session("a"), None);
+    assert_eq!(memory.changes("a", "broker:1883", Vec::new()), [], "as noted");
+    assert_eq!(memory.changes("a", "broker:1883", piece())[0].0[..], *b"w\x07");
+    assert_eq!(memory.broker("a"), Some("broker:1883"));
+    assert_eq!(memory.broker("b"), None);
+    let mut remembered: Remembered =
+        changes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    assert_eq!(Memory::restore(&remembered).1, Window::from([(7, 1)]));
+    remembered.values_mut().for_each(|value| *value = [0xff].into());
+    let (memory, window, _) = Memory::restore(&remembered);
+    assert_eq!((memory.broker("a"), window), (None, Window::new()));
 }
 
 #[test]
-fn a_read_costs_a_note_of_what_it_brought_and_the_window_is_noted_whole_when_messages_have_left_it() {
-    let mut memory = Memory::default();
-    let mut remembered = Remembered::new();
-    let mut note = |memory: &mut Memory, noting| {
-        let changes = memory.changes("a", "broker:1883", noting);
-        let bytes = changes.iter().map(|(_, value)| value.as_ref().map_or(0, |value| value.len())).sum();
-        for (key, value) in changes {
-            remembered.remove(&key);
-            remembered.extend(value.map(|value| (key, value)));
-        }
-        let restored = Memory::restore(&remembered).session("a").map(|(_, window)| window);
-        (bytes, restored.unwrap_or_default().into_keys().collect::<Vec<_>>())
-    };
-    note(&mut memory, Noting::Whole((0..1_000).map(|id| (id, 0)).collect()));
-    for id in 1_000..1_256 {
-        assert!(!memory.is_full());
-        let (bytes, known) = note(&mut memory, Noting::Further(vec![(id, 0)]));
-        assert_eq!((bytes, known), (6, (0..=id).collect()));
+fn a_session_that_was_lost_and_an_id_of_two_equal_messages_leave_the_notes_at_once() {
+    let known = |world: &World| Memory::restore(&world.remembered).1.into_keys().collect::<Vec<_>>();
+    let mut world = World::new(Ids::LowestFree, true);
+    for _ in 0..3 {
+        world.publish(false);
     }
-    assert!(memory.is_full(), "the numbers are used up");
-    let (_, known) = note(&mut memory, Noting::Whole((1_200..1_300).map(|id| (id, 0)).collect()));
-    assert_eq!(known, (1_200..1_300).collect::<Vec<_>>());
-    assert_eq!(remembered.len(), 2, "the session and the window");
+    world.send(3);
+    world.commit();
+    assert_eq!(known(&world), [1, 2, 3]);
+    world.answer(1);
+    for id in [1, 4] {
+        world.publish(false);
+        world.send(1);
+        world.commit();
+        assert_eq!(known(&world), [id], "of what was answered nothing");
+    }
+    world.forget();
+    world.commit();
+    assert_eq!(known(&world), [0; 0]);
 }
