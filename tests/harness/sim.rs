@@ -94,7 +94,12 @@ impl Report {
 
     /// Whether everything that is in Kafka was sent, is there once, in order per device and where Java would have put it.
     pub fn is_once_in_order(&self) -> bool {
-        ["duplicated", "reordered", "unknown", "foreign_partition", "split_devices"]
+        self.count("duplicated") == 0 && self.is_in_order()
+    }
+
+    /// The same of what may be there more than once.
+    pub fn is_in_order(&self) -> bool {
+        ["reordered", "unknown", "foreign_partition", "split_devices"]
             .into_iter()
             .all(|fault| self.count(fault) == 0)
     }

@@ -75,15 +75,16 @@ pub struct Outcome {
 
 impl Outcome {
     /// Whether everything that was acknowledged is in Kafka, once and in order. Flipped bits may take some: then it is told as
-    /// missing, to the record where the agent can know how many there were.
+    /// missing, to the record where the agent can know how many there were. They may also take what a source remembers: what a
+    /// device repeats then is there twice.
     pub fn holds(&self) -> bool {
         let Self { report, told, .. } = self;
         let lost = report.count("lost");
-        let is_told = match self.what {
-            What::Corrupt => lost == told.records || (lost > told.records && told.uncounted > 0),
-            _ => lost == 0 && *told == Told::default(),
-        };
-        is_told && report.is_once_in_order()
+        if self.what == What::Corrupt {
+            let is_told = lost == told.records || (lost > told.records && told.uncounted > 0);
+            return is_told && report.is_in_order();
+        }
+        lost == 0 && *told == Told::default() && report.is_once_in_order()
     }
 
     /// The verifier's totals and what was done, as one object.

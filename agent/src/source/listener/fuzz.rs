@@ -8,7 +8,7 @@ use super::{
     packet::{Packet, PacketError, decode, frame},
 };
 use crate::{
-    config::{Anonymous, CertificateUser, Listener, MqttVersion},
+    config::{Anonymous, Listener, MqttVersion},
     env::{Entropy, Monotonic},
     fuzz::pieces,
     intake::Ticket,
