@@ -203,7 +203,7 @@ impl Default for RawReplicate {
             delivery: Delivery::ExactlyOnce,
             transaction_interval_ms: 500,
             linger_ms: 50,
-            in_flight_bytes: 1024 * 1024,
+            in_flight_bytes: 2 * 1024 * 1024,
             catch_up_bytes_per_second: 0,
             cursor_interval_ms: 5_000,
             shutdown_flush_ms: 10_000,
