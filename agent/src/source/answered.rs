@@ -44,7 +44,7 @@ impl Answered {
             return false;
         }
         if self.digests.insert(packet_id, digest).is_some() {
-            self.order.retain(|id| *id != packet_id);
+            self.remove_from_order(packet_id);
         }
         self.order.push_back(packet_id);
         self.latest += 1;
@@ -80,13 +80,20 @@ impl Answered {
     /// The sender has given `packet_id` to a new message. True if that is equal to the one before, so that all are forgotten.
     pub(super) fn is_given_anew(&mut self, packet_id: u16, digest: u32) -> bool {
         let Some(before) = self.digests.remove(&packet_id) else { return false };
-        self.order.retain(|id| *id != packet_id);
+        self.remove_from_order(packet_id);
         let is_equal = before == digest;
         if is_equal {
             self.repeats_itself = true;
             self.take();
         }
         is_equal
+    }
+
+    /// Most senders give their ids in turn, so that it is the first.
+    fn remove_from_order(&mut self, packet_id: u16) {
+        if let Some(at) = self.order.iter().position(|id| *id == packet_id) {
+            self.order.remove(at);
+        }
     }
 
     /// Takes all: the connection has ended.
