@@ -131,11 +131,8 @@ pub(super) struct Connection {
 pub(super) enum Exchanged {
     /// Sent something.
     Sent,
-    /// Received something; `full` if there was more than the buffer took.
-    Received {
-        /// More is waiting in the socket.
-        full: bool,
-    },
+    /// Received something.
+    Received,
 }
 
 impl Connection {
@@ -225,7 +222,7 @@ impl Connection {
     /// [`ConnectionError`]: the connection is gone.
     pub(super) async fn exchange(&mut self, reading: bool) -> Result<Exchanged, ConnectionError> {
         let sending = !self.writer.is_empty() || self.unflushed;
-        let before = self.make_room();
+        self.make_room();
         tokio::select! {
             biased;
             sent = send(&mut self.write, self.writer.buffer(), &mut self.unflushed), if sending => {
@@ -233,7 +230,7 @@ impl Connection {
             }
             received = self.read.read_buf(&mut self.inbound), if reading => match received? {
                 0 => Err(ConnectionError::Closed),
-                _ => Ok(Exchanged::Received { full: self.inbound.len() == before }),
+                _ => Ok(Exchanged::Received),
             },
             else => std::future::pending().await,
         }
@@ -275,12 +272,10 @@ impl Connection {
         }
     }
 
-    /// Returns the length at which the buffer is full.
-    fn make_room(&mut self) -> usize {
+    fn make_room(&mut self) {
         if self.inbound.capacity() - self.inbound.len() < READ_BYTES_MIN {
             self.inbound.reserve(READ_BUFFER_BYTES);
         }
-        self.inbound.capacity()
     }
 }
 
