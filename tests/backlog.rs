@@ -237,6 +237,8 @@ fn live(records: u32, rate: u32, catch_up_bytes_per_second: u64, as_json: bool) 
     cluster.heal();
     let began = Instant::now();
     let backlog_records = lag().unwrap_or_default();
+    // What comes before is of the outage: then no partition is without a backlog.
+    wait_until(PATIENCE, "Kafka answers the agent again", || lag().filter(|lag| *lag < backlog_records));
 
     let (is_over, share) = (AtomicBool::new(false), rate / 2);
     let (mut of_idle, mut of_backlogged) = std::thread::scope(|scope| {
@@ -260,6 +262,7 @@ fn live(records: u32, rate: u32, catch_up_bytes_per_second: u64, as_json: bool) 
         figures
     });
     let drained_s = began.elapsed().as_secs_f64();
+    let peak_mib = Usage::of(agent.pid()).peak_kib as f64 / 1024.0;
     agent.stop();
     let [idle, backlogged] = [&mut of_idle, &mut of_backlogged].map(|latencies| {
         latencies.sort_unstable();
@@ -269,13 +272,14 @@ fn live(records: u32, rate: u32, catch_up_bytes_per_second: u64, as_json: bool) 
     let met = idle["p99_ms"].as_i64().is_some_and(|p99| p99 < 2000);
     let figures = json!({
         "backlog_records": backlog_records, "rate": rate, "catch_up_bytes_per_second": catch_up_bytes_per_second,
-        "drained_seconds": drained_s, "without_backlog": idle, "with_backlog": backlogged,
+        "drained_seconds": drained_s, "without_backlog": idle, "with_backlog": backlogged, "peak_resident_mib": peak_mib,
     });
     if as_json {
         println!("{figures:#}");
     } else {
         println!(
-            "{backlog_records} records of backlog sent in {drained_s:.0} s, while {rate} came a second\n\
+            "{backlog_records} records of backlog sent in {drained_s:.0} s, while {rate} came a second, {peak_mib:.1} MiB RSS \
+             at most\n\
              live, of partitions without backlog: {}\nlive, of partitions with it:         {}",
             figures["without_backlog"], figures["with_backlog"]
         );
