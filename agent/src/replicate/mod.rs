@@ -37,9 +37,10 @@
 //! moment; then it shrinks by `catch_up_bytes_per_second`, on top of what comes in meanwhile (the module `pace`).
 //!
 //! Order within a partition is a promise, so a live record waits for the backlog of its partition. It does not wait for
-//! that of others: a partition that has nothing more in the entries that are still to be read is sent from memory, before
-//! them. Its offsets have no holes, so that is known without reading, and the cursor has an offset per partition, so what
-//! overtook is not sent again.
+//! that of others: a partition that has nothing more in the entries that are still to be read goes before them. Its records
+//! come from memory, and where they found no room there, or the feed was full, they are read from the log ahead of their
+//! turn. Its offsets have no holes, so that is known without reading, and the cursor has an offset per partition, so what
+//! overtook is not sent again. What came while Kafka was away for ten seconds or more is backlog.
 //!
 //! A broker that throttles for a quota reads no more from the connection for that time (KIP-219; librdkafka does not
 //! hold back by itself). What is in flight waits, bounded; live records wait with it. Without transactions there is no limit in
@@ -47,8 +48,8 @@
 //!
 //! # Known weaknesses
 //! The log is read in its one order. While a partition has no leader, or a topic is not as the config says, its records
-//! stay in flight; once they fill most of `in_flight_bytes`, no backlog of others is read either. Their live records go on
-//! as long as all of them found room in memory. The data is safe in the log.
+//! stay in flight; once they fill most of `in_flight_bytes`, no backlog of others is read either. Their live records go on.
+//! The data is safe in the log.
 //!
 //! There is one transaction at a time. A partition that has lost its leader holds up all others until the transaction times
 //! out; then it sits out for half a minute, and so on. Its records stay in flight meanwhile, as above.
