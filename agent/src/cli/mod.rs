@@ -4,7 +4,6 @@ mod connect;
 mod log;
 mod man;
 mod reread;
-mod rest;
 mod status;
 
 use std::{
@@ -159,7 +158,6 @@ fn run(path: PathBuf, Checked { raw, config }: Checked) -> anyhow::Result<()> {
     let log_level = telemetry::init_logging(&config.telemetry);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .on_thread_park(rest::when_idle())
         .build()
         .context("cannot start the I/O runtime")?;
     runtime.block_on(async {

@@ -20,6 +20,7 @@
 //! * **Storms**: connections are accepted at `connects_per_second`. At `max_half_open` of them without a CONNECT, the oldest goes
 //!   for the next one, once it had a second.
 //! * **Early commit**: a client at its receive maximum cannot go on, so that the commit is asked for at once.
+//! * **Pace**: while rounds follow each other within 10 ms, sockets are read every 5 ms and not for each message.
 //! * **Shutdown**: accept and read no more, wait for the acknowledgements of what was taken (at most 5 s), send them, DISCONNECT.
 
 pub mod access;
@@ -90,6 +91,12 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Time between two looks at what lives for a limited time: keep-alives, sessions, wills.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Rounds of reading that follow each other faster than this are spaced by [`READ_PAUSE`].
+const BUSY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Pause between rounds while messages stream in: a fraction of a commit window, and many messages per system call.
+const READ_PAUSE: Duration = Duration::from_millis(5);
 
 /// Connections that are accepted before those that are there are served.
 const ACCEPT_BATCH: usize = 64;
@@ -197,7 +204,8 @@ impl Server {
     ) -> Result<(), IntakeClosed> {
         let mut shutdown = Box::pin(shutdown);
         let start = self.clock.monotonic();
-        let (mut accept_at, mut sweep_at) = (start, start + SWEEP_INTERVAL);
+        let (mut accept_at, mut read_at, mut round_at, mut sweep_at) =
+            (start, start, start, start + SWEEP_INTERVAL);
         let mut drained_at: Option<Monotonic> = None;
         loop {
             let now = self.clock.monotonic();
@@ -221,8 +229,10 @@ impl Server {
                 wake_at = wake_at.min(at);
             }
             let accept_at_now = accept_at.max(self.connects.ready_at()).max(self.broker.accept_at());
-            if now < accept_at_now {
-                wake_at = wake_at.min(accept_at_now);
+            for at in [accept_at_now, read_at] {
+                if now < at {
+                    wake_at = wake_at.min(at);
+                }
             }
             let serving = drained_at.is_none();
             tokio::select! {
@@ -254,8 +264,13 @@ impl Server {
                     }
                     self.settle(now)?;
                 }
-                () = self.ready.wait() => {
-                    self.round(self.clock.monotonic(), serving)?;
+                () = self.ready.wait(), if now >= read_at => {
+                    let now = self.clock.monotonic();
+                    self.round(now, serving)?;
+                    if now.since(round_at) < BUSY_INTERVAL {
+                        read_at = now + READ_PAUSE;
+                    }
+                    round_at = now;
                     // The other tasks of this thread: the commit, for one.
                     tokio::task::yield_now().await;
                 }

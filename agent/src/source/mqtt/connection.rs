@@ -131,8 +131,11 @@ pub(super) struct Connection {
 pub(super) enum Exchanged {
     /// Sent something.
     Sent,
-    /// Received something.
-    Received,
+    /// Received something; `full` if there was more than the buffer took.
+    Received {
+        /// More is waiting in the socket.
+        full: bool,
+    },
 }
 
 impl Connection {
@@ -222,7 +225,7 @@ impl Connection {
     /// [`ConnectionError`]: the connection is gone.
     pub(super) async fn exchange(&mut self, reading: bool) -> Result<Exchanged, ConnectionError> {
         let sending = !self.writer.is_empty() || self.unflushed;
-        self.make_room();
+        let before = self.make_room();
         tokio::select! {
             biased;
             sent = send(&mut self.write, self.writer.buffer(), &mut self.unflushed), if sending => {
@@ -230,7 +233,7 @@ impl Connection {
             }
             received = self.read.read_buf(&mut self.inbound), if reading => match received? {
                 0 => Err(ConnectionError::Closed),
-                _ => Ok(Exchanged::Received),
+                _ => Ok(Exchanged::Received { full: self.inbound.len() == before }),
             },
             else => std::future::pending().await,
         }
@@ -272,10 +275,12 @@ impl Connection {
         }
     }
 
-    fn make_room(&mut self) {
+    /// Returns the length at which the buffer is full.
+    fn make_room(&mut self) -> usize {
         if self.inbound.capacity() - self.inbound.len() < READ_BYTES_MIN {
             self.inbound.reserve(READ_BUFFER_BYTES);
         }
+        self.inbound.capacity()
     }
 }
 

@@ -9,6 +9,7 @@
 //!   [`Acknowledgement`](crate::intake::Acknowledgement) covers. All frames that are due leave in one write.
 //! * **Back-pressure**: while the intake has no room, devices of the link protocol get no credit and keep their readings;
 //!   the window that still comes waits here. NMEA receivers cannot wait: what exceeds 64 KiB is dropped and counted.
+//! * **Pace**: while bytes come in a stream, the port is read every 2 ms and not for each of them.
 //! * **Noise** costs its port alone: rejected frames are counted by reason, and logged once a minute.
 //! * **Shutdown**: read no more, wait for the acknowledgements of what was taken (at most 5 s), send them.
 
@@ -51,6 +52,12 @@ use crate::{
 
 /// Longest time that a shutdown waits for acknowledgements, and for the port to take them.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads that follow each other faster than this are spaced by [`READ_PAUSE`].
+const BUSY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Pause between reads while bytes stream in. A terminal buffers 4 KiB: enough for this at 3 Mbit/s.
+const READ_PAUSE: Duration = Duration::from_millis(2);
 
 /// Size of a read: what a terminal buffers.
 const READ_BYTES: usize = 4096;
@@ -241,6 +248,8 @@ impl Source {
         let mut inbound = BytesMut::with_capacity(READ_BYTES);
         let mut outbound = BytesMut::new();
         let mut drained_at: Option<Monotonic> = None;
+        let mut read_at = Monotonic::default();
+        let mut received_at = Monotonic::default();
         loop {
             let now = self.now();
             self.line.expire(now);
@@ -264,6 +273,10 @@ impl Source {
                 }
                 wake_at = wake_at.min(deadline);
             }
+            let reading = drained_at.is_none() && now.monotonic >= read_at;
+            if drained_at.is_none() && !reading {
+                wake_at = wake_at.min(read_at);
+            }
             // While the port is busy with the last frames, more of them cannot be due.
             if let Some(deadline) = self.line.next_deadline().filter(|_| outbound.is_empty()) {
                 wake_at = wake_at.min(deadline);
@@ -284,12 +297,18 @@ impl Source {
                         return Err(io::Error::from(io::ErrorKind::WriteZero).into());
                     }
                 }
-                received = read.read_buf(&mut inbound), if drained_at.is_none() => {
+                received = read.read_buf(&mut inbound), if reading => {
                     if received? == 0 {
                         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                     }
-                    self.line.receive(self.now(), &inbound);
+                    let now = self.now();
+                    self.line.receive(now, &inbound);
+                    let full = inbound.len() == inbound.capacity();
                     inbound.clear();
+                    if now.monotonic.since(received_at) < BUSY_INTERVAL && !full {
+                        read_at = now.monotonic + READ_PAUSE;
+                    }
+                    received_at = now.monotonic;
                 }
                 () = sleep(wake_at.since(now.monotonic)) => {}
             }
