@@ -5,7 +5,7 @@
 //! | key | value |
 //! |-----|-------|
 //! | `s` and the client identifier | a session, in postcard: seconds that it outlives its connection (u32), its user (option of string), and its subscriptions, a list of filter (string) and options (u8, as in SUBSCRIBE, section 3.8.3.1) |
-//! | `w` and the client identifier | its messages that must not be stored again, by the CRC-32C of their payload: see [`window`] |
+//! | `w` and the client identifier | its messages that must not be stored again, by the CRC-32C of their payload: see [`mod@window`] |
 //! | `x`, a number (u8) and the client identifier | a piece, of what came since `w` was noted |
 //! | `r` and the topic | its retained message, as a PUBLISH packet of MQTT 5 |
 //!
