@@ -152,17 +152,20 @@ impl Cluster {
         self.node(id).process.as_mut().expect("a node that runs can be paused").signal(Signal::STOP);
     }
 
-    /// SIGKILL to node `id`, and its disk is new: only who it is stays.
+    /// SIGKILL to node `id`, and the disk with its records is new. Who it is stays, and the log of the metadata: a voter must not
+    /// forget whom it has voted for, and Kafka's nodes end when one does.
     pub fn wipe(&mut self, id: usize) {
         self.kill(id);
         let directory = self.node(id).properties.with_extension("");
         for entry in std::fs::read_dir(directory).expect("a node has its directory") {
             let path = entry.expect("a directory that is there can be read").path();
-            if path.is_dir() {
-                std::fs::remove_dir_all(path).expect("it is ours");
-            } else if path.file_name().is_some_and(|name| name != "meta.properties") {
-                std::fs::remove_file(path).expect("it is ours");
+            let name = path.file_name().unwrap_or_default();
+            if name == "meta.properties" || name == "__cluster_metadata-0" {
+                continue;
             }
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.expect("it is ours");
         }
     }
 
