@@ -25,7 +25,7 @@ pub enum What {
     VolatileCache,
     /// Another process fills the disk, and in half of the cycles the agent is killed meanwhile; needs root
     DiskFull,
-    /// Nodes of Kafka are killed, paused or lose their disks, one, two or all
+    /// Nodes of Kafka are killed, one, two or all, or one is paused, or loses the disk with its records
     Kafka,
     /// The network between agent and Kafka, between devices and agent, or both, stalls in one direction or in both, or is slow;
     /// connections to Kafka break too
